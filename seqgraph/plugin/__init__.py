@@ -1,0 +1,6 @@
+"""Plugins: how a domain joins. ``from seqgraph.plugin import hookimpl, Model`` is all a plugin module needs."""
+
+from seqgraph.plugin.hookspec import hookimpl
+from seqgraph.plugin.types import Command, Dataset, Descriptor, Model, Order, Preset, Task, Tokenizer
+
+__all__ = ["Command", "Dataset", "Descriptor", "Model", "Order", "Preset", "Task", "Tokenizer", "hookimpl"]

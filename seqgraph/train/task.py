@@ -1,0 +1,88 @@
+"""The two contracts between a domain and the trainer: a data set, and a task on it.
+
+Neither knows Lightning: :mod:`seqgraph.train.fit` alone adapts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+Split = Literal["train", "valid", "test"]
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """Anything that moves: a TokenStream, or a domain's own dataclass of tensors."""
+
+    def to(self, device: Any) -> Any: ...
+
+
+class Dataset:
+    """Where examples come from. Subclass it and register a descriptor for it.
+
+    The constructor takes the fields of the descriptor's config class as keywords.
+    """
+
+    def split(self, name: Split) -> Sequence[Any]:
+        """The examples of one split; indexable, and cheap to index."""
+        raise NotImplementedError
+
+    def lengths(self, name: Split) -> Sequence[int]:
+        """Tokens of each example of a split, in the same order; what a token budget counts."""
+        return [len(example) for example in self.split(name)]
+
+    def collate(self, examples: list[Any]) -> Batch:
+        """Make one batch of some examples, on the CPU, without padding."""
+        raise NotImplementedError
+
+    def model_defaults(self) -> dict[str, Any]:
+        """Values of the model's constructor that only the data know (``num_items``, ``d_out``); a user's own win."""
+        return {}
+
+    def assets(self) -> dict[str, Any]:
+        """What the trained model needs to be used on raw input (vocabularies, target mean); JSON only."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """A short hash of the content and of the settings that shape it; saved with every result."""
+        return ""
+
+
+class Task(nn.Module):
+    """What is learnt from a data set: the loss and the metrics. Subclass it and register a descriptor for it.
+
+    Attributes:
+        model: the model that is trained.
+        monitor: the metric that picks the best epoch, a key of ``metrics()`` or "loss".
+        mode: whether the monitored metric is better when "min" or "max".
+    """
+
+    monitor: str = "loss"
+    mode: Literal["min", "max"] = "min"
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def setup(self, data: Dataset) -> None:
+        """Called once before training with the data (target statistics, item counts). Must be idempotent."""
+
+    def training_step(self, batch: Any) -> dict[str, Tensor]:
+        """One batch forward. Returns {"loss": scalar with gradient, "size": items the loss is a mean over, ...};
+        other scalars are logged."""
+        raise NotImplementedError
+
+    def evaluation_step(self, batch: Any) -> dict[str, Tensor]:
+        """One batch without gradient: update ``metrics()``; return {"loss": scalar, "size": ...} or {}."""
+        raise NotImplementedError
+
+    def metrics(self) -> dict[str, Any]:
+        """Torchmetrics by name. They are module attributes of the task, so that they move and synchronise."""
+        return {}
+
+    def baseline(self, data: Dataset) -> dict[str, float]:
+        """The test metrics of the trivial predictor (mean, unigram, popularity), by the names of ``metrics()``."""
+        return {}
