@@ -65,7 +65,12 @@ class TokenStream:
 
     @classmethod
     def from_lengths(
-        cls, values: Tensor, lengths: Tensor | Sequence[int], *, source: Tensor | None = None, role: Tensor | None = None
+        cls,
+        values: Tensor,
+        lengths: Tensor | Sequence[int],
+        *,
+        source: Tensor | None = None,
+        role: Tensor | None = None,
     ) -> TokenStream:
         """Wrap values that are packed already, (T, ...), cut into segments of the given lengths, (S,)."""
         lengths = torch.as_tensor(lengths, dtype=torch.int64, device=values.device)
@@ -187,7 +192,10 @@ class TokenStream:
         shift = torch.repeat_interleave(self.cu_seqlens[chosen].long() - starts, lengths, output_size=total)
         take = torch.arange(total, device=self.device) + shift
         return TokenStream.from_lengths(
-            self.values[take], lengths, source=self.source[take], role=None if self.role is None else self.role[take]
+            self.values[take],
+            lengths,
+            source=self.source[take],
+            role=None if self.role is None else self.role[take],
         )
 
     @staticmethod
@@ -253,8 +261,10 @@ class TokenStream:
             order = torch.arange(self.num_tokens, device=self.device)
             place = place.scatter_reduce(0, self.source, order, "amax")
             seen = (place >= 0).view(-1, *[1] * (self.values.ndim - 1))
-            return torch.where(seen, self.values[place.clamp_min(0)], self.values.new_zeros(())) if self.num_tokens else (
-                self.values.new_zeros(shape)
+            return (
+                torch.where(seen, self.values[place.clamp_min(0)], self.values.new_zeros(()))
+                if self.num_tokens
+                else (self.values.new_zeros(shape))
             )
         if reduce not in ("sum", "mean"):
             raise ValueError(f"reduce must be sum, mean or last, not {reduce!r}")
@@ -285,7 +295,11 @@ class TokenStream:
         """Whether every field is the same, bit by bit."""
         if (self.role is None) != (other.role is None):
             return False
-        pairs = [(self.values, other.values), (self.cu_seqlens, other.cu_seqlens), (self.source, other.source)]
+        pairs = [
+            (self.values, other.values),
+            (self.cu_seqlens, other.cu_seqlens),
+            (self.source, other.source),
+        ]
         if self.role is not None and other.role is not None:
             pairs.append((self.role, other.role))
         return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)

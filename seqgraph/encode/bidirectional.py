@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from seqgraph_kernels import causal_conv1d, selective_scan
 from torch import Tensor, nn
 
 from seqgraph.encode.mixer import Mamba, SelectiveSSM
+from seqgraph_kernels import causal_conv1d, selective_scan
 
 Direction = Literal["both", "forward", "reverse"]
 Share = Literal["none", "projections", "all"]

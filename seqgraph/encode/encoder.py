@@ -94,10 +94,7 @@ class Encoder(nn.Module):
 
     def forward(self, stream: TokenStream) -> TokenStream:
         """Encode a stream with values (T, D); every other field is handed on."""
-        residual = None
-        for residual in self._residuals(stream):
-            pass
-        assert residual is not None
+        *_, residual = self._residuals(stream)
         return stream.with_values(self.norm_f(residual))
 
     def hidden_states(self, stream: TokenStream, layers: Collection[int]) -> dict[int, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ class MLP(nn.Module):
         act = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}[activation]
         widths = [d_in, *[d_hidden or d_in] * (n_layers - 1), d_out]
         layers: list[nn.Module] = []
-        for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (a, b) in enumerate(pairwise(widths)):
             layers.append(nn.Linear(a, b))
             if i < n_layers - 1:
                 layers += [act(), nn.Dropout(dropout)]

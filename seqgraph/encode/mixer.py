@@ -6,9 +6,10 @@ import math
 from typing import Literal
 
 import torch
-from seqgraph_kernels import causal_conv1d, selective_scan
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from seqgraph_kernels import causal_conv1d, selective_scan
 
 OneDirection = Literal["forward", "reverse"]
 
@@ -84,16 +85,12 @@ class SelectiveSSM(nn.Module):
     def convolve(self, x: Tensor, cu_seqlens: Tensor, direction: OneDirection) -> Tensor:
         """SiLU of the causal (or anti-causal) convolution of x (T, E) within each segment."""
         weight = self.conv1d.weight[:, 0]
-        return causal_conv1d(
-            x, weight, self.conv1d.bias, cu_seqlens=cu_seqlens, direction=direction, activation="silu"
-        )
+        return causal_conv1d(x, weight, self.conv1d.bias, cu_seqlens=cu_seqlens, direction=direction, activation="silu")
 
     def scan(self, x: Tensor, z: Tensor | None, cu_seqlens: Tensor, direction: OneDirection) -> Tensor:
         """One direction from projected tokens x to gated output, both (T, E); z (T, E) is the gate's input."""
         x = self.convolve(x, cu_seqlens, direction)
-        return selective_scan(
-            x, z=z, dt_softplus=True, cu_seqlens=cu_seqlens, direction=direction, **self.select(x)
-        )
+        return selective_scan(x, z=z, dt_softplus=True, cu_seqlens=cu_seqlens, direction=direction, **self.select(x))
 
 
 class Mamba(SelectiveSSM):
@@ -129,7 +126,13 @@ class Mamba(SelectiveSSM):
     ) -> None:
         rank = math.ceil(d_model / 16) if dt_rank == "auto" else dt_rank
         super().__init__(
-            expand * d_model, rank, d_state=d_state, d_conv=d_conv, dt_min=dt_min, dt_max=dt_max, conv_bias=conv_bias
+            expand * d_model,
+            rank,
+            d_state=d_state,
+            d_conv=d_conv,
+            dt_min=dt_min,
+            dt_max=dt_max,
+            conv_bias=conv_bias,
         )
         self.d_model = d_model
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)

@@ -168,7 +168,9 @@ def test_checkpointing_changes_no_gradient():
 def test_out_proj_is_rescaled_by_depth():
     torch.manual_seed(0)
     shallow, deep = Encoder(64, 1, d_state=4), Encoder(64, 16, d_state=4)
-    ratio = shallow.layers[0].mixer.mamba_fwd.out_proj.weight.std() / deep.layers[0].mixer.mamba_fwd.out_proj.weight.std()
+    ratio = (
+        shallow.layers[0].mixer.mamba_fwd.out_proj.weight.std() / deep.layers[0].mixer.mamba_fwd.out_proj.weight.std()
+    )
     assert math.isclose(ratio, 4, rel_tol=0.05)
 
 
