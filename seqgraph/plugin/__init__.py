@@ -1,4 +1,4 @@
-"""Plugins: how a domain joins. ``from seqgraph.plugin import hookimpl, Model`` is all a plugin module needs."""
+"""How a domain joins: ``from seqgraph.plugin import hookimpl, Model`` is all a plugin module needs."""
 
 from seqgraph.plugin.hookspec import hookimpl
 from seqgraph.plugin.types import Command, Dataset, Descriptor, Model, Order, Preset, Task, Tokenizer

@@ -67,7 +67,7 @@ class Order(Descriptor):
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset(Descriptor):
-    """A ``seqgraph.train.task.Dataset`` class; ``config`` is the pydantic class of its constructor's arguments."""
+    """A ``seqgraph.train.task.Dataset`` class; ``config`` is the pydantic class of its arguments."""
 
     domain: str
     config: str
@@ -91,7 +91,7 @@ class Preset(Descriptor):
 
 @dataclass(frozen=True, kw_only=True)
 class Command(Descriptor):
-    """A command of the ``seqgraph`` program: ``target`` is a function with typer annotations, or a ``typer.Typer``."""
+    """A command of the program: ``target`` is a function with typer annotations, or a ``typer.Typer``."""
 
 
 KINDS: dict[str, type[Descriptor]] = {
