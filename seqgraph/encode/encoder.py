@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -94,7 +95,8 @@ class Encoder(nn.Module):
 
     def forward(self, stream: TokenStream) -> TokenStream:
         """Encode a stream with values (T, D); every other field is handed on."""
-        *_, residual = self._residuals(stream)
+        # Only the last one is kept: a list of all would hold n copies of a long protein.
+        (residual,) = deque(self._residuals(stream), maxlen=1)
         return stream.with_values(self.norm_f(residual))
 
     def hidden_states(self, stream: TokenStream, layers: Collection[int]) -> dict[int, Tensor]:
