@@ -1,1 +1,11 @@
+"""Scans and short convolutions over packed, ragged token streams, in both directions.
 
+Nothing here knows about graphs, proteins or users. Importing this package imports torch only; the compiled CPU
+backend (numba) and the GPU backend (Triton) are imported when they first run.
+"""
+
+from seqgraph_kernels.causal_conv1d import causal_conv1d
+from seqgraph_kernels.dispatch import BackendError, backend_report, use_backend
+from seqgraph_kernels.selective_scan import selective_scan
+
+__all__ = ["BackendError", "backend_report", "causal_conv1d", "selective_scan", "use_backend"]

@@ -1,0 +1,62 @@
+"""The arguments of a selective scan as the backends see them: checked, and resolved per direction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from seqgraph_kernels.packing import directions_of
+
+
+class Pass(NamedTuple):
+    """What one direction reads. ``reverse`` says whether it runs from the end of each segment."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    dt_bias: Tensor | None
+    reverse: bool
+
+
+@dataclass(frozen=True)
+class ScanArguments:
+    """Tensors of :func:`seqgraph_kernels.selective_scan`; ``initial_state`` is (directions, S, E, N) here."""
+
+    x: Tensor
+    dt: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor | None
+    z: Tensor | None
+    dt_bias: Tensor | None
+    x_rev: Tensor | None
+    dt_rev: Tensor | None
+    A_rev: Tensor | None
+    B_rev: Tensor | None
+    C_rev: Tensor | None
+    D_rev: Tensor | None
+    dt_bias_rev: Tensor | None
+    initial_state: Tensor | None
+    cu_seqlens: Tensor
+    dt_softplus: bool
+    direction: str
+    combine: str
+
+    def passes(self) -> list[Pass]:
+        """One entry per direction, the second with its own tensors where it has any."""
+        own = (self.x, self.dt, self.A, self.B, self.C, self.D, self.dt_bias)
+        other = (self.x_rev, self.dt_rev, self.A_rev, self.B_rev, self.C_rev, self.D_rev, self.dt_bias_rev)
+        second = tuple(b if a is None else a for a, b in zip(other, own))
+        tensors = [own, second]
+        return [Pass(*tensors[i], reverse) for i, reverse in enumerate(directions_of(self.direction))]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the output is (2, T, E) and not (T, E)."""
+        return self.direction == "both" and self.combine == "none"

@@ -1,0 +1,67 @@
+"""The selective scan in plain torch: the definition that every other backend is held to."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from seqgraph_kernels.packing import check_borders
+from seqgraph_kernels.selective_scan.arguments import Pass, ScanArguments
+
+
+def forward(args: ScanArguments) -> tuple[Tensor, Tensor]:
+    """Output in the dtype of x, (T, E) or (2, T, E), and final states, (directions, S, E, N).
+
+    Differentiable by autograd any number of times. Computes in fp32, or in fp64 where x is fp64. One step of the
+    loop serves all segments at once, so the loop is as long as the longest segment.
+    """
+    exact = torch.float64 if args.x.dtype == torch.float64 else torch.float32
+    borders = check_borders(args.cu_seqlens, args.x.shape[0])
+    outputs, states = [], []
+    for index, one in enumerate(args.passes()):
+        start = None if args.initial_state is None else args.initial_state[index].to(exact)
+        y, state = _scan(one, borders, args.dt_softplus, start, exact)
+        outputs.append(y)
+        states.append(state)
+    out = torch.stack(outputs) if args.combine == "none" and len(outputs) == 2 else sum(outputs)
+    if args.z is not None:
+        out = out * F.silu(args.z.to(exact))
+    return out.to(args.x.dtype), torch.stack(states)
+
+
+def _scan(
+    one: Pass, borders: list[int], dt_softplus: bool, start: Tensor | None, exact: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """One direction: ungated output (T, E) and final states (S, E, N)."""
+    x, dt, A, B, C = (t.to(exact) for t in (one.x, one.dt, one.A, one.B, one.C))
+    if one.dt_bias is not None:
+        dt = dt + one.dt_bias.to(exact)
+    if dt_softplus:
+        # F.softplus turns linear above 20, off by 2e-9: more than fp64 should lose.
+        dt = dt.clamp(min=0) + torch.log1p(torch.exp(-dt.abs()))
+    # Longest first, so that the segments which still run are always the first ones.
+    lengths = torch.tensor([b - a for a, b in zip(borders, borders[1:])], dtype=torch.int64)
+    lengths, order = lengths.sort(descending=True, stable=True)
+    edge = torch.tensor(borders, dtype=torch.int64)
+    first = edge[1:][order] - 1 if one.reverse else edge[:-1][order]
+    order, first = order.to(x.device), first.to(x.device)
+    step = -1 if one.reverse else 1
+
+    h = x.new_zeros(len(order), *A.shape) if start is None else start[order]
+    running = (lengths > 0).sum().item()
+    finished, outputs, visited = [h[running:]], [], []
+    h = h[:running]
+    for i in range(int(lengths[0]) if len(lengths) else 0):
+        still = int((lengths > i).sum())
+        finished.append(h[still:])
+        h = h[:still]
+        t = first[:still] + step * i
+        dt_t = dt[t][:, :, None]
+        h = torch.exp(dt_t * A) * h + dt_t * x[t][:, :, None] * B[t][:, None, :]
+        outputs.append((h * C[t][:, None, :]).sum(-1))
+        visited.append(t)
+    finished.append(h)
+    state = torch.cat(finished[::-1])[torch.argsort(order)]
+    y = torch.cat(outputs)[torch.argsort(torch.cat(visited))] if outputs else x * 0.0
+    return (y if one.D is None else y + one.D.to(exact) * x), state
