@@ -1,0 +1,225 @@
+"""Batches by a token budget, cut from length buckets, shared between processes, and resumable in mid epoch."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from seqgraph.errors import ConfigError, DataError
+
+_POOL = 64
+"""Batches that a length bucket is made of: enough that lengths within a batch are alike, few enough to mix well."""
+
+
+class BatchKey(NamedTuple):
+    """Which examples make a batch, and which batch of which epoch it is (what its randomness is seeded by)."""
+
+    epoch: int
+    number: int
+    indices: list[int]
+
+
+class TokenBatches:
+    """A sampler of batches that hold at most ``max_tokens`` tokens each.
+
+    Every example is in exactly one batch of an epoch. With ``shuffle`` the examples are permuted by (seed, epoch),
+    sorted by length within pools of some dozens of batches, cut by the budget, and the batches permuted. All
+    processes get the same number of batches: the largest are halved until they divide, and nothing is repeated or
+    left out. Process r takes batches r, r + world, …, so that ``world`` processes and ``accumulate=world`` on one
+    process see the same examples in each step.
+
+    An example longer than the budget goes alone: the budget is broken rather than the example. An empty example
+    counts as one token.
+
+    Args:
+        lengths: tokens of each example, (n,).
+        max_tokens: the budget.
+        max_items: examples of a batch at most; None for no limit.
+        shuffle: whether each epoch has its own order; without it the examples come as they are.
+        seed: of the order.
+        rank: this process.
+        world: the number of processes.
+        name: what the examples are, for the error messages.
+
+    Raises:
+        DataError: when there is no example.
+        ConfigError: when there are fewer examples than processes.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        max_tokens: int,
+        *,
+        max_items: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        name: str = "examples",
+    ) -> None:
+        self.lengths = np.maximum(np.asarray(lengths, dtype=np.int64).reshape(-1), 1)
+        if not len(self.lengths):
+            raise DataError(f"there are no {name}", "check the data set's files and its split")
+        if len(self.lengths) < world:
+            raise ConfigError(f"{len(self.lengths)} {name} for {world} processes", "use fewer processes")
+        if max_tokens < 1 or (max_items is not None and max_items < 1):
+            raise ConfigError("max_tokens and max_items must be at least 1")
+        self.max_tokens, self.max_items = max_tokens, max_items
+        self.shuffle, self.seed, self.rank, self.world = shuffle, seed, rank, world
+        self.epoch, self.position = 0, 0
+        self.limit: int | None = None
+        self._plan: tuple[int, list[np.ndarray]] | None = None
+
+    def seek(self, epoch: int, position: int = 0) -> None:
+        """Go to a batch of this process's share of an epoch; the next iteration begins there."""
+        self.epoch, self.position = epoch, position
+
+    def advance(self, batches: int = 1) -> None:
+        """Say that the trainer has used so many batches. (A loader fetches ahead, so iterating does not tell.)"""
+        self.position += batches
+
+    def state_dict(self) -> dict[str, int]:
+        """Where we are: epoch, position, and what the order depends on."""
+        keys = ("epoch", "position", "seed", "world", "max_tokens")
+        return {**{key: int(getattr(self, key)) for key in keys}, "size": len(self.lengths)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go back to a saved place.
+
+        Raises:
+            ConfigError: when the order would not be the same, so that an exact resume is impossible.
+        """
+        for key, value in self.state_dict().items():
+            if key not in ("epoch", "position") and state[key] != value:
+                raise ConfigError(
+                    f"the run to resume has {key} {state[key]}, this one {value}: the batches would differ",
+                    "resume with the number of processes, the data and the settings it was begun with",
+                )
+        self.seek(state["epoch"], state["position"])
+
+    def total(self, epoch: int | None = None) -> int:
+        """Batches of this process in an epoch, from its beginning."""
+        return len(self._batches(self.epoch if epoch is None else epoch)) // self.world
+
+    def __len__(self) -> int:
+        """Batches that the next iteration gives: from the position to the end, or to ``limit``."""
+        return max(0, self._end() - self.position)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        batches, epoch = self._batches(self.epoch), self.epoch
+        for step in range(self.position, self._end()):
+            number = step * self.world + self.rank
+            yield BatchKey(epoch, number, batches[number].tolist())
+
+    def _end(self) -> int:
+        total = self.total()
+        return total if self.limit is None else min(total, self.limit)
+
+    def _batches(self, epoch: int) -> list[np.ndarray]:
+        """All batches of an epoch, of all processes."""
+        key = epoch if self.shuffle else 0
+        if self._plan is None or self._plan[0] != key:
+            self._plan = (key, self._make(key))
+        return self._plan[1]
+
+    def _make(self, epoch: int) -> list[np.ndarray]:
+        order = np.arange(len(self.lengths))
+        generator = np.random.default_rng([self.seed, epoch])
+        if self.shuffle:
+            generator.shuffle(order)
+            each = max(1, int(self.max_tokens / self.lengths.mean()))
+            pool = _POOL * (min(each, self.max_items) if self.max_items else each)
+            order = order[np.lexsort((self.lengths[order], np.arange(len(order)) // pool))]
+        batches = self._cut(order)
+        self._divide(batches)
+        if self.shuffle:
+            batches = [batches[i] for i in generator.permutation(len(batches))]
+        return batches
+
+    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
+        ends = self.lengths[order].cumsum().tolist()  # a list: bisect on it is faster than numpy, one number at a time
+        batches, start, used = [], 0, 0
+        while start < len(order):
+            stop = max(bisect_right(ends, used + self.max_tokens, start), start + 1)
+            if self.max_items:
+                stop = min(stop, start + self.max_items)
+            batches.append(order[start:stop])
+            start, used = stop, ends[stop - 1]
+        return batches
+
+    def _divide(self, batches: list[np.ndarray]) -> None:
+        """Halve the largest batches until the processes get equally many, in place."""
+        while len(batches) % self.world:
+            largest = max(range(len(batches)), key=lambda i: len(batches[i]))
+            half = len(batches[largest]) // 2
+            batches.append(batches[largest][half:])
+            batches[largest] = batches[largest][:half]
+
+
+class BatchSource(torch.utils.data.Dataset):
+    """Turns a :class:`BatchKey` into a batch, with randomness that depends on the key and the seed alone.
+
+    So a batch is the same whoever prepares it: the training process, a worker, or a resumed run.
+
+    Args:
+        data: the data set.
+        split: "train", "valid" or "test".
+        seed: of the randomness in ``collate``.
+    """
+
+    def __init__(self, data: Any, split: str, seed: int = 0) -> None:
+        self.data, self.examples, self.seed = data, data.split(split), seed
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, key: BatchKey) -> Any:
+        state = np.random.SeedSequence([self.seed, key.epoch, key.number]).generate_state(1, np.uint64)[0]
+        with torch.random.fork_rng(devices=[]):
+            # not torch.manual_seed: it would seed the GPU's generator too, which training goes on with
+            torch.default_generator.manual_seed(int(state) >> 1)
+            return self.data.collate([self.examples[i] for i in key.indices])
+
+
+def token_batches(
+    data: Any,
+    split: str,
+    max_tokens: int,
+    *,
+    max_items: int | None = None,
+    shuffle: bool = False,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 0,
+) -> torch.utils.data.DataLoader:
+    """A loader over one split of a data set; its ``sampler`` is a :class:`TokenBatches`.
+
+    Each iteration begins at the sampler's place; see :meth:`TokenBatches.seek`.
+
+    Raises:
+        DataError: when the split is empty.
+    """
+    sampler = TokenBatches(
+        data.lengths(split),
+        max_tokens,
+        max_items=max_items,
+        shuffle=shuffle,
+        seed=seed,
+        rank=rank,
+        world=world,
+        name=f"examples in the {split} split",
+    )
+    return torch.utils.data.DataLoader(
+        BatchSource(data, split, seed),
+        sampler=sampler,  # type: ignore[arg-type]  # a key names a batch, not an example
+        batch_size=None,
+        num_workers=workers,
+        # A generator of its own: the loader draws a number at each start, which must not move the training's.
+        generator=torch.Generator().manual_seed(seed),
+    )
