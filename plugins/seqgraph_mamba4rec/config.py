@@ -1,0 +1,78 @@
+"""Configuration classes: the constructors' keywords, checked. Imports nothing but pydantic."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Mamba4RecConfig(_Config):
+    """Arguments of :class:`seqgraph_mamba4rec.model.Mamba4Rec`."""
+
+    num_items: int = Field(gt=0, description="items that can be recommended; the data set knows it")
+    d_model: int = Field(64, gt=0, description="width of item and token vectors")
+    n_layers: int = Field(1, gt=0, description="blocks")
+    d_state: int = Field(32, gt=0, description="states a channel")
+    d_conv: int = Field(4, gt=0, description="width of the causal convolution")
+    expand: int = Field(2, gt=0, description="inner width over d_model")
+    d_ffn: int | None = Field(None, gt=0, description="inner width of the feed-forward part; 4 d_model by default")
+    dropout: float = Field(0.2, ge=0, lt=1, description="everywhere that the paper has it")
+    residual: bool | None = Field(
+        None, description="a residual around the Mamba block; by default only with two or more layers, as published"
+    )
+    init: Literal["mamba", "mamba4rec"] = Field(
+        "mamba", description="'mamba' keeps Mamba's step sizes; 'mamba4rec' overwrites them, as the release does"
+    )
+
+
+class NextItemConfig(_Config):
+    """Arguments of :class:`seqgraph_mamba4rec.task.NextItem`."""
+
+    k: int = Field(10, gt=0, description="length of the lists that are judged")
+    memory_mib: int = Field(256, gt=0, description="largest block of scores held at once, MiB")
+
+
+class _HistoriesConfig(_Config):
+    max_history: int | None = Field(
+        50, gt=0, description="items a prediction may look at: the last so many; null for all of them"
+    )
+    examples: Literal["histories", "prefixes"] = Field(
+        "histories", description="train every position of a history at once, or every prefix by its last position"
+    )
+    k_core: int = Field(0, ge=0, description="drop users and items with fewer events until none is left")
+    duplicates: Literal["keep", "first", "last", "error"] = Field(
+        "keep", description="what to do when a user meets an item again"
+    )
+
+
+class MovieLens100KConfig(_HistoriesConfig):
+    """Arguments of :class:`seqgraph_mamba4rec.data.MovieLens100K`."""
+
+    root: str | None = Field(None, description="a folder with ml-100k.inter; null for the installed RecBole's")
+
+
+class RecBoleInterConfig(_HistoriesConfig):
+    """Arguments of :class:`seqgraph_mamba4rec.data.RecBoleInter`."""
+
+    root: str | None = Field(None, description="an .inter file (gzip too), or the folder that holds it")
+    order: Literal["timestamp", "file"] = Field(
+        "timestamp", description="what puts a user's events in order: the timestamp, or their lines in the file"
+    )
+    user_field: str = "user_id"
+    item_field: str = "item_id"
+    time_field: str = "timestamp"
+    title_field: str | None = Field(None, description="the .item column that names an item, for people to read")
+
+
+class SequencesConfig(_HistoriesConfig):
+    """Arguments of :class:`seqgraph_mamba4rec.data.Sequences`."""
+
+    root: str | None = Field(None, description="the text file, gzip too")
+    layout: Literal["histories", "pairs"] = Field(
+        "histories", description="'user item item ...' or 'user item' on a line; in time order either way"
+    )

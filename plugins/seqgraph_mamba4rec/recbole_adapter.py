@@ -1,0 +1,157 @@
+"""The only module that knows RecBole, and every repair it needs on today's stack. Used only when asked for.
+
+RecBole 1.2.1 breaks in three places that matter here: ``recbole.quick_start`` imports ray, which imports
+``pkg_resources`` (gone from setuptools 81 on); ``Config`` reads ``np.float_`` and others (gone from numpy 2); and its
+trainer loads checkpoints that torch 2.6 and later refuse. The first two are repaired inside :func:`repaired` and
+nowhere else; the third is not, because it would mean unpickling.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqgraph.errors import DataError, PluginError
+from seqgraph.stream import TokenStream
+from seqgraph_mamba4rec.ranking import without_seen
+
+_NUMPY_NAMES = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}
+
+
+def _cure() -> str:
+    if sys.version_info >= (3, 12):
+        return (
+            "RecBole 1.2.1 cannot be installed on Python 3.12 or later (ray<=2.6.3 has no wheel for it): use Python "
+            "3.11, or set data.root to a folder with ml-100k.inter"
+        )
+    return "pip install 'seqgraph[rec]', or set data.root to a folder with ml-100k.inter"
+
+
+def ml_100k_folder() -> Path:
+    """The MovieLens-100k folder inside the installed RecBole, found without importing RecBole.
+
+    Raises:
+        DataError: when RecBole, or the folder in it, is not there; with the cure for this Python version.
+    """
+    spec = importlib.util.find_spec("recbole")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("ml-100k comes with RecBole, which is not installed", _cure())
+    folder = Path(next(iter(spec.submodule_search_locations))) / "dataset_example" / "ml-100k"
+    if not (folder / "ml-100k.inter").is_file():
+        raise DataError(f"{folder}: this RecBole does not carry ml-100k.inter", _cure())
+    return folder
+
+
+@contextmanager
+def repaired() -> Iterator[None]:
+    """A context in which RecBole 1.2.1 can be imported and configured under numpy 2 and setuptools 81 and later.
+
+    Adds the numpy names that its ``Config`` reads, stands an empty module in for ray, and hides ``sys.argv``, which
+    its ``Config`` parses. All of it is undone at the end; what RecBole itself sets on numpy meanwhile stays.
+
+    Raises:
+        PluginError: when RecBole is not installed.
+    """
+    if importlib.util.find_spec("recbole") is None:
+        raise PluginError("RecBole is not installed", _cure())
+    added = {name: value for name, value in _NUMPY_NAMES.items() if not hasattr(np, name)}
+    stubs = {} if "ray" in sys.modules else {"ray": _module("ray"), "ray.tune": _module("ray.tune")}
+    argv = sys.argv
+    try:
+        for name, value in added.items():
+            setattr(np, name, value)
+        sys.modules.update(stubs)
+        if stubs:
+            stubs["ray"].tune = stubs["ray.tune"]  # type: ignore[attr-defined]
+        sys.argv = argv[:1]
+        yield
+    finally:
+        sys.argv = argv
+        for name in added:
+            delattr(np, name)
+        for name, module in stubs.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+
+def _module(name: str) -> types.ModuleType:
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    module.__path__ = []
+    return module
+
+
+def evaluate_scores(
+    scores: Tensor, target: Tensor, *, seen: TokenStream | None = None, k: int = 10, decimals: int = 12
+) -> dict[str, float]:
+    """HR, NDCG and MRR at k by RecBole's own collector and evaluator, to check ours against.
+
+    Args:
+        scores: (S, V).
+        target: the right item of each row, (S,) int64.
+        seen: per user, the items to take out of the ranking.
+        k: length of the list.
+        decimals: RecBole rounds to so many (4 by default there).
+
+    Returns:
+        {"HR@k", "NDCG@k", "MRR@k"}.
+
+    Raises:
+        PluginError: when RecBole is not installed.
+    """
+    with repaired():
+        from recbole.evaluator import Collector, Evaluator
+    config = {
+        "metrics": ["Hit", "NDCG", "MRR"],
+        "topk": [k],
+        "device": "cpu",
+        "metric_decimal_place": decimals,
+        "eval_args": {"mode": {"valid": "full", "test": "full"}},
+    }
+    if seen is not None:
+        scores = without_seen(scores, seen)
+    # RecBole's item 0 is its [PAD], which its trainer takes out of the ranking.
+    padded = torch.cat([scores.new_full((len(scores), 1), -torch.inf), scores], dim=1).cpu()
+    collector = Collector(config)
+    collector.eval_batch_collect(padded, None, torch.arange(len(target)), target.cpu() + 1)
+    result = Evaluator(config).evaluate(collector.get_data_struct())
+    return {name: float(result[f"{theirs}@{k}"]) for name, theirs in _names(k).items()}
+
+
+def _names(k: int) -> dict[str, str]:
+    return {f"HR@{k}": "hit", f"NDCG@{k}": "ndcg", f"MRR@{k}": "mrr"}
+
+
+_KEYS = (
+    ("item_embedding.", "item_embedding."),
+    ("LayerNorm.", "norm."),
+    ("mamba_layers.", "layers."),
+    (".mamba.", ".mixer."),
+    (".ffn.LayerNorm.", ".ffn.norm."),
+    (".LayerNorm.", ".norm."),
+)
+
+
+def from_recbole_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a Mamba4Rec trained with the authors' RecBole code, under our names.
+
+    Row 0 of their item embedding, ``[PAD]``, is dropped: their item i is our i - 1. Load the checkpoint with
+    ``torch.load`` yourself (it is a pickle: only from a source you trust) and pass its ``"state_dict"``.
+    """
+    renamed = {}
+    for key, value in state.items():
+        for theirs, ours in _KEYS:
+            key = ours + key.removeprefix(theirs) if key.startswith(theirs) else key
+            key = key.replace(theirs, ours) if theirs.startswith(".") else key
+        renamed[key] = value
+    renamed["item_embedding.weight"] = renamed["item_embedding.weight"][1:]
+    return renamed
