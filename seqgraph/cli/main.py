@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (Exception, KeyboardInterrupt) as error:
             if line.debug:
                 traceback.print_exc()
-            return _explain(error)
+            return _explain(error, line.command)
 
 
 def _read(argv: Sequence[str]) -> _Line:
@@ -152,7 +152,7 @@ def _global_options(
     """Graphs, proteins and user histories as ordered token streams, encoded by bidirectional selective SSMs."""
 
 
-def _explain(error: BaseException) -> int:
+def _explain(error: BaseException, command: str | None) -> int:
     """Print one line for an error, and give its exit code."""
     if isinstance(error, KeyboardInterrupt):
         output.print_note("Interrupted", "stopped by the user")
@@ -164,7 +164,9 @@ def _explain(error: BaseException) -> int:
         output.print_error("aborted")
         return UNEXPECTED
     if isinstance(error, typer.TyperException):
-        output.print_error(error.format_message(), _usage_hint(error))
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else " ".join(["seqgraph", *[command] * bool(command)])
+        output.print_error(error.format_message(), f"see: {path} --help")
         return error.exit_code
     if "pydantic" in sys.modules:
         from pydantic import ValidationError
@@ -172,11 +174,6 @@ def _explain(error: BaseException) -> int:
         from seqgraph.plugin.validate import explain
 
         if isinstance(error, ValidationError):
-            return _explain(explain(error))
+            return _explain(explain(error), command)
     output.print_error(f"{type(error).__name__}: {error}", "run with --debug for the traceback")
     return UNEXPECTED
-
-
-def _usage_hint(error: typer.TyperException) -> str | None:
-    context = getattr(error, "ctx", None)
-    return f"see: {context.command_path} --help" if context is not None else None

@@ -80,7 +80,7 @@ class Manager:
                 other = self._plugins[point.name].record
                 raise PluginError(f"plugin {other.title} has the same name")
             self._add(point.load(), record)
-        except Exception as error:  # whatever a stranger's module raises
+        except (Exception, SystemExit) as error:  # whatever a stranger's module raises
             self._left_out.append(record)
             self._report(record, _first_line(error), error)
 
@@ -160,7 +160,7 @@ class Manager:
                 if impl.plugin is plugin and (impl.wrapper or impl.hookwrapper):
                     raise PluginError(f"{caller.name} is a wrapper; hooks of seqgraph only yield descriptors")
 
-    def _report(self, record: Record, reason: str, error: Exception | None) -> None:
+    def _report(self, record: Record, reason: str, error: BaseException | None) -> None:
         """Mark a plugin broken, with one warning."""
         record.status = "broken"
         record.reason = f"{record.reason}; {reason}" if record.reason else reason
@@ -188,7 +188,7 @@ class Manager:
                 for impl in getattr(self._pluggy.hook, f"seqgraph_{kind}").get_hookimpls():
                     if impl.plugin is plugin.object:
                         results = _checked(kind, impl.function())
-            except Exception as error:  # whatever a stranger's hook raises
+            except (Exception, SystemExit) as error:  # whatever a stranger's hook raises
                 plugin.results[kind] = []
                 self._report(plugin.record, f"seqgraph_{kind} raised {_first_line(error)}", error)
             plugin.results[kind] = results
@@ -338,7 +338,7 @@ def _singular(kind: str) -> str:
     return kind.removesuffix("s")
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     if isinstance(error, pluggy.PluginValidationError):
         text = str(error).replace("\n", " ").strip()
     else:
