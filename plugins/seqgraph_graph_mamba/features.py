@@ -1,0 +1,145 @@
+"""Open Graph Benchmark's atom and bond codes, from RDKit molecules.
+
+The codes are those of ``ogb.utils.features`` (Hu et al., 2020): an index into a list of values, the last entry of a
+list standing for everything else. They differ from PyG's ``from_smiles``, which has the same shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rdkit import Chem, rdBase
+
+from seqgraph.errors import DataError
+from seqgraph_graph_mamba.graph import Graph
+
+VERSION = 1  # part of every cache key: raise it when a code changes
+
+_CHIRALITY = ("CHI_UNSPECIFIED", "CHI_TETRAHEDRAL_CW", "CHI_TETRAHEDRAL_CCW", "CHI_OTHER")
+_HYBRIDIZATION = ("SP", "SP2", "SP3", "SP3D", "SP3D2")
+_BOND = ("SINGLE", "DOUBLE", "TRIPLE", "AROMATIC")
+_STEREO = ("STEREONONE", "STEREOZ", "STEREOE", "STEREOCIS", "STEREOTRANS", "STEREOANY")
+
+# Values of each code: atomic number, chirality, degree, charge, hydrogens, radicals, hybridisation, aromatic, ring.
+ATOM_SIZES = (119, 5, 12, 12, 10, 6, 6, 2, 2)
+# Bond type, stereo, conjugated.
+BOND_SIZES = (5, 6, 2)
+
+
+def _place(table: Sequence[str], *, other: int) -> dict[str, int]:
+    return {name: i for i, name in enumerate(table)} | {"": other}
+
+
+_CHIRALITY_CODE = _place(_CHIRALITY, other=4)
+_HYBRIDIZATION_CODE = _place(_HYBRIDIZATION, other=5)
+_BOND_CODE = _place(_BOND, other=4)
+_STEREO_CODE = _place(_STEREO, other=5)
+
+
+def _within(value: int, low: int, high: int) -> int:
+    """Position in the list low..high, and one past its end for anything outside."""
+    return value - low if low <= value <= high else high - low + 1
+
+
+def atom_codes(atom: Chem.Atom) -> list[int]:
+    """The nine OGB codes of one atom, each below its entry of ``ATOM_SIZES``."""
+    return [
+        _within(atom.GetAtomicNum(), 1, 118),
+        _CHIRALITY_CODE.get(str(atom.GetChiralTag()), 4),
+        _within(atom.GetTotalDegree(), 0, 10),
+        _within(atom.GetFormalCharge(), -5, 5),
+        _within(atom.GetTotalNumHs(), 0, 8),
+        _within(atom.GetNumRadicalElectrons(), 0, 4),
+        _HYBRIDIZATION_CODE.get(str(atom.GetHybridization()), 5),
+        int(atom.GetIsAromatic()),
+        int(atom.IsInRing()),
+    ]
+
+
+def bond_codes(bond: Chem.Bond) -> list[int]:
+    """The three OGB codes of one bond, each below its entry of ``BOND_SIZES``."""
+    return [
+        _BOND_CODE.get(str(bond.GetBondType()), 4),
+        _STEREO_CODE.get(str(bond.GetStereo()), 5),
+        int(bond.GetIsConjugated()),
+    ]
+
+
+def parse_smiles(smiles: str, where: str) -> Chem.Mol:
+    """Read one SMILES.
+
+    Args:
+        smiles: the text.
+        where: how an error should name it, "molecules.csv, row 12".
+
+    Raises:
+        DataError: for text that RDKit refuses, and for a molecule without atoms (which RDKit reads from an empty
+            text, and which PyG's ``from_smiles`` also returns for a malformed one).
+    """
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles) if isinstance(smiles, str) else None
+    if molecule is None:
+        raise DataError(f"{where}: {smiles!r} is not a SMILES that RDKit can read", "correct it or leave it out")
+    if not molecule.GetNumAtoms():
+        raise DataError(f"{where}: {smiles!r} is a molecule without atoms", "correct it or leave it out")
+    return molecule
+
+
+def molecule_graph(molecule: Chem.Mol, y: torch.Tensor | None = None) -> Graph:
+    """A molecule as a graph: x (V, 9) and edge_attr (M, 3) uint8 codes, each bond in both directions, as OGB."""
+    x = [atom_codes(atom) for atom in molecule.GetAtoms()]
+    ends: list[tuple[int, int]] = []
+    codes: list[list[int]] = []
+    for bond in molecule.GetBonds():
+        i, j = bond.GetBeginAtomIdx(), bond.GetEndAtomIdx()
+        ends += [(i, j), (j, i)]
+        codes += [bond_codes(bond)] * 2
+    return Graph(
+        x=torch.tensor(x, dtype=torch.uint8),
+        edge_index=torch.tensor(ends, dtype=torch.int64).reshape(-1, 2).T.contiguous(),
+        edge_attr=torch.tensor(codes, dtype=torch.uint8).reshape(-1, len(BOND_SIZES)),
+        y=y,
+    )
+
+
+def smiles_graph(smiles: str, where: str = "input", y: torch.Tensor | None = None) -> Graph:
+    """One SMILES as a graph with OGB codes; see :func:`parse_smiles` for what is refused."""
+    return molecule_graph(parse_smiles(smiles, where), y)
+
+
+def check_codes(graph: Graph, where: str) -> None:
+    """Refuse atom and bond codes that OGB does not have.
+
+    Raises:
+        DataError: for another number of columns, or a code out of its range (PyG's codes often are).
+    """
+    columns = [("x", graph.x, ATOM_SIZES)]
+    if graph.num_edges:
+        columns.append(("edge_attr", graph.edge_attr, BOND_SIZES))
+    hint = "make molecules with seqgraph_graph_mamba.features.smiles_graph; PyG's from_smiles has other codes"
+    for name, codes, sizes in columns:
+        if codes is None or codes.ndim != 2 or codes.shape[1] != len(sizes) or codes.is_floating_point():
+            got = "missing" if codes is None else f"{tuple(codes.shape)} {codes.dtype}"
+            raise DataError(f"{where}: {name} must be {len(sizes)} integer OGB codes a row, not {got}", hint)
+        highest = codes.long().amax(0)
+        if bool((codes.long() < 0).any()) or bool((highest >= torch.tensor(sizes, device=codes.device)).any()):
+            raise DataError(f"{where}: {name} reaches {highest.tolist()}, OGB's codes end before {list(sizes)}", hint)
+
+
+def check_pyg_molecule(graph: Graph, data: Any, where: str) -> None:
+    """Refuse a PyG molecule whose codes are not OGB's, as far as its ``smiles`` can tell.
+
+    Raises:
+        DataError: when the molecule of ``data.smiles`` has other OGB codes than ``data.x``.
+    """
+    smiles = getattr(data, "smiles", None)
+    if not isinstance(smiles, str):
+        return
+    ours = smiles_graph(smiles, where)
+    if ours.x.shape != graph.x.shape or not torch.equal(ours.x[:, 0].long(), graph.x[:, 0].long()):
+        raise DataError(
+            f"{where}: the atoms of {smiles!r} are not in OGB's codes (PyG's from_smiles has its own)",
+            "pass the SMILES itself, or use ogb's smiles2graph",
+        )

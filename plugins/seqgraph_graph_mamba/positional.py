@@ -1,0 +1,146 @@
+"""Positional encodings of our own: any graph with at least one node, the same answer on every run.
+
+PyG's ``AddLaplacianEigenvectorPE(k)`` fails for graphs of k nodes or fewer, and its answer above 100 nodes depends
+on a start vector that no seed reaches.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+
+from seqgraph_graph_mamba.gated_gcn import RowNorm
+from seqgraph_graph_mamba.graph import Graph, GraphBatch
+
+Encoding = Literal["none", "rwse", "laplacian"]
+
+# Eigenvalue of a vector that a small graph does not have; real ones are never negative.
+ABSENT = -1.0
+_BLOCK = 512
+_DENSE_LIMIT = 2048
+
+
+def random_walk_encoding(edge_index: np.ndarray, num_nodes: int, steps: int) -> np.ndarray:
+    """The chance that a walk of 1, 2, .. steps ends where it began (RWSE; Dwivedi et al., 2022).
+
+    Args:
+        edge_index: (2, M) integers; a walk follows the edges, parallel ones count twice.
+        num_nodes: V >= 1. A node without an outgoing edge gets zeros.
+        steps: K.
+
+    Returns:
+        (V, K) float32. Memory is V * 512 numbers, so large single graphs pass.
+    """
+    source, target = edge_index
+    adjacency = sp.csr_matrix((np.ones(len(source)), (source, target)), shape=(num_nodes, num_nodes))
+    degree = np.asarray(adjacency.sum(1)).ravel()
+    arrive = (sp.diags(1.0 / np.maximum(degree, 1.0)) @ adjacency).T.tocsr()  # (to, from)
+    landing = np.zeros((num_nodes, steps), dtype=np.float32)
+    for start in range(0, num_nodes, _BLOCK):
+        nodes = np.arange(start, min(start + _BLOCK, num_nodes))
+        columns = np.arange(len(nodes))
+        where = np.zeros((num_nodes, len(nodes)))
+        where[nodes, columns] = 1.0
+        for step in range(steps):
+            where = arrive @ where
+            landing[nodes, step] = where[nodes, columns]
+    return landing
+
+
+def laplacian_encoding(edge_index: np.ndarray, num_nodes: int, k: int) -> np.ndarray:
+    """The k lowest eigenvectors of the unnormalised Laplacian, each with its eigenvalue (LapPE as in GraphGPS).
+
+    Edges are read as undirected and simple; self-loops do not count. The trivial vector is kept, as GraphGPS does.
+    A vector's sign is chosen so that its entries' cubes sum to a positive number (then: so that the first of its
+    largest entries is positive). Vectors of equal eigenvalues are only fixed up to a rotation.
+
+    Args:
+        edge_index: (2, M) integers.
+        num_nodes: V >= 1, at most a few thousand (a dense decomposition) unless k is far smaller.
+        k: how many; a graph with V < k gets zero vectors with the eigenvalue -1 for the rest.
+
+    Returns:
+        (V, k, 2) float32: the vectors' entries, and the eigenvalues.
+    """
+    encoding = np.zeros((num_nodes, k, 2), dtype=np.float32)
+    encoding[:, :, 1] = ABSENT
+    source, target = edge_index[:, edge_index[0] != edge_index[1]]
+    adjacency = sp.csr_matrix((np.ones(len(source)), (source, target)), shape=(num_nodes, num_nodes))
+    adjacency = ((adjacency + adjacency.T) > 0).astype(np.float64)
+    laplacian = sp.diags(np.asarray(adjacency.sum(1)).ravel()) - adjacency
+    if num_nodes <= _DENSE_LIMIT:
+        values, vectors = np.linalg.eigh(laplacian.toarray())
+    else:
+        # shift-invert just below zero; a fixed start vector, or the answer changes from run to run
+        start = np.random.default_rng(0).standard_normal(num_nodes)
+        values, vectors = sp.linalg.eigsh(laplacian.tocsc(), k=min(k, num_nodes - 1), sigma=-1e-2, v0=start)
+        rank = np.argsort(values)
+        values, vectors = values[rank], vectors[:, rank]
+    found = min(k, len(values))
+    values, vectors = values[:found].clip(min=0.0), vectors[:, :found]
+    skew = (vectors**3).sum(0)
+    top = vectors[np.abs(vectors).round(6).argmax(0), np.arange(found)]
+    sign = np.where(np.abs(skew) > 1e-6, np.sign(skew), np.where(top < 0, -1.0, 1.0))
+    encoding[:, :found, 0] = vectors * sign
+    encoding[:, :found, 1] = values
+    return encoding
+
+
+def encode_positions(graph: Graph, kind: Encoding, size: int) -> Tensor | None:
+    """The encoding of one graph, (V, size) for "rwse", (V, size, 2) for "laplacian", None for "none"."""
+    if kind == "none":
+        return None
+    function = random_walk_encoding if kind == "rwse" else laplacian_encoding
+    return torch.from_numpy(function(graph.edge_index.cpu().numpy(), graph.num_nodes, size))
+
+
+def encode_batch(batch: GraphBatch, kind: Encoding, size: int) -> Tensor | None:
+    """The encodings of a batch's graphs, computed on the CPU graph by graph; each as if it were alone."""
+    if kind == "none":
+        return None
+    borders = batch.cu_seqlens.tolist()
+    edge_index = batch.edge_index.cpu()
+    owner = batch.batch.cpu()[edge_index[0]]
+    parts = []
+    for i, (start, end) in enumerate(pairwise(borders)):
+        local = Graph(x=torch.empty(end - start, 0), edge_index=edge_index[:, owner == i] - start)
+        parts.append(encode_positions(local, kind, size))
+    return torch.cat(parts).to(batch.device)
+
+
+class RandomWalkEncoder(nn.Module):
+    """Batch norm and a linear layer on landing probabilities (V, K) -> (V, d_out), as GraphGPS."""
+
+    def __init__(self, steps: int, d_out: int) -> None:
+        super().__init__()
+        self.norm = RowNorm(steps)
+        self.linear = nn.Linear(steps, d_out)
+
+    def forward(self, pe: Tensor, graphs: GraphBatch) -> Tensor:
+        return self.linear(self.norm(pe))
+
+
+class LaplacianEncoder(nn.Module):
+    """GraphGPS's DeepSet of two layers over eigenvectors: (V, k, 2) -> (V, d_out).
+
+    While training, every vector of every graph has its sign flipped with probability one half (GraphGPS draws one
+    sign for all graphs of a batch).
+    """
+
+    def __init__(self, d_out: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2 * d_out)
+        self.outer = nn.Linear(2 * d_out, d_out)
+
+    def forward(self, pe: Tensor, graphs: GraphBatch) -> Tensor:
+        present = (pe[..., 1:] >= 0).to(pe.dtype)  # (V, k, 1)
+        if self.training:
+            flip = torch.randint(0, 2, (graphs.num_graphs, pe.shape[1]), device=pe.device) * 2 - 1
+            pe = torch.stack([pe[..., 0] * flip[graphs.batch], pe[..., 1]], dim=-1)
+        hidden = torch.relu(self.outer(torch.relu(self.inner(pe * present))))
+        return (hidden * present).sum(1)
