@@ -54,14 +54,19 @@ class MovieLens100KConfig(_HistoriesConfig):
     """Arguments of :class:`seqgraph_mamba4rec.data.MovieLens100K`."""
 
     root: str | None = Field(None, description="a folder with ml-100k.inter; null for the installed RecBole's")
+    order: Literal["timestamp", "recbole"] = Field(
+        "timestamp", description="exact timestamps, or RecBole's own sorting, which rounds them to fp32"
+    )
 
 
 class RecBoleInterConfig(_HistoriesConfig):
     """Arguments of :class:`seqgraph_mamba4rec.data.RecBoleInter`."""
 
     root: str | None = Field(None, description="an .inter file (gzip too), or the folder that holds it")
-    order: Literal["timestamp", "file"] = Field(
-        "timestamp", description="what puts a user's events in order: the timestamp, or their lines in the file"
+    order: Literal["timestamp", "recbole", "file"] = Field(
+        "timestamp",
+        description="what puts a user's events in order: the timestamp, the timestamp as RecBole rounds it, or "
+        "their lines in the file",
     )
     user_field: str = "user_id"
     item_field: str = "item_id"

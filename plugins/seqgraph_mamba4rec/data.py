@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -241,16 +241,18 @@ class MovieLens100K(HistoryDataset):
     Args:
         root: a folder with ``ml-100k.inter`` (and ``ml-100k.item`` for titles), gzip too. None takes the copy in
             the installed RecBole, which is not imported for that.
+        order: "timestamp", or "recbole" for the histories that RecBole's rounding of the timestamps gives.
         **options: see :class:`HistoryDataset`.
 
     Raises:
         DataError: when there is no such file, or RecBole is not installed.
     """
 
-    def __init__(self, root: str | None = None, **options: Any) -> None:
-        folder = Path(root) if root else _installed_ml_100k()
-        path = find_inter(folder)
-        super().__init__(read_inter(path), titles=_titles_beside(path, "movie_title"), **options)
+    def __init__(
+        self, root: str | None = None, order: Literal["timestamp", "recbole"] = "timestamp", **options: Any
+    ) -> None:
+        path = find_inter(Path(root) if root else _installed_ml_100k())
+        super().__init__(_read(path, order), titles=_titles_beside(path, "movie_title"), **options)
 
 
 class RecBoleInter(HistoryDataset):
@@ -258,7 +260,8 @@ class RecBoleInter(HistoryDataset):
 
     Args:
         root: the .inter file (gzip too), or the folder that holds it.
-        order: "timestamp", or "file" when each user's lines are in time order.
+        order: "timestamp"; "recbole" for the histories that RecBole's rounding of the timestamps gives; or "file"
+            when each user's lines are in time order.
         user_field: name of the user column.
         item_field: name of the item column.
         time_field: name of the time column.
@@ -272,7 +275,7 @@ class RecBoleInter(HistoryDataset):
     def __init__(
         self,
         root: str | None = None,
-        order: Literal["timestamp", "file"] = "timestamp",
+        order: Literal["timestamp", "recbole", "file"] = "timestamp",
         user_field: str = "user_id",
         item_field: str = "item_id",
         time_field: str = "timestamp",
@@ -280,7 +283,7 @@ class RecBoleInter(HistoryDataset):
         **options: Any,
     ) -> None:
         path = find_inter(_given(root, "recbole-inter"))
-        events = read_inter(path, order=order, user_field=user_field, item_field=item_field, time_field=time_field)
+        events = _read(path, order, user_field=user_field, item_field=item_field, time_field=time_field)
         titles = _titles_beside(path, title_field) if title_field else None
         super().__init__(events, titles=titles, **options)
 
@@ -301,6 +304,15 @@ class Sequences(HistoryDataset):
         self, root: str | None = None, layout: Literal["histories", "pairs"] = "histories", **options: Any
     ) -> None:
         super().__init__(read_text(_given(root, "sequences"), layout=layout), **options)
+
+
+def _read(path: Path, order: Literal["timestamp", "recbole", "file"], **fields: str) -> Events:
+    events = read_inter(path, order="file" if order == "file" else "timestamp", **fields)
+    if order == "recbole":
+        from seqgraph_mamba4rec.recbole_adapter import rounded_times
+
+        events = replace(events, times=rounded_times(events.times))
+    return events
 
 
 def _given(root: str | None, name: str) -> Path:

@@ -1,9 +1,9 @@
 """The only module that knows RecBole, and every repair it needs on today's stack. Used only when asked for.
 
 RecBole 1.2.1 breaks in three places that matter here: ``recbole.quick_start`` imports ray, which imports
-``pkg_resources`` (gone from setuptools 81 on); ``Config`` reads ``np.float_`` and others (gone from numpy 2); and its
-trainer loads checkpoints that torch 2.6 and later refuse. The first two are repaired inside :func:`repaired` and
-nowhere else; the third is not, because it would mean unpickling.
+``pkg_resources`` (gone from setuptools 81 on); ``Config`` and the metrics read ``np.float_``, ``np.float`` and others
+(gone from numpy 2); and its trainer loads checkpoints that torch 2.6 and later refuse. The first two are repaired
+inside :func:`repaired` and nowhere else; the third is not, because it would mean unpickling.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ from seqgraph.errors import DataError, PluginError
 from seqgraph.stream import TokenStream
 from seqgraph_mamba4rec.ranking import without_seen
 
-_NUMPY_NAMES = {"float_": np.float64, "complex_": np.complex128, "unicode_": np.str_}
+# The first three are read by its Config, the others by its metrics and data sets.
+_NUMPY_NAMES = {
+    "float_": np.float64,
+    "complex_": np.complex128,
+    "unicode_": np.str_,
+    "float": np.float64,
+    "int": np.int64,
+}
 
 
 def _cure() -> str:
@@ -53,10 +60,10 @@ def ml_100k_folder() -> Path:
 
 @contextmanager
 def repaired() -> Iterator[None]:
-    """A context in which RecBole 1.2.1 can be imported and configured under numpy 2 and setuptools 81 and later.
+    """A context in which RecBole 1.2.1 can be imported and run under numpy 2 and setuptools 81 and later.
 
-    Adds the numpy names that its ``Config`` reads, stands an empty module in for ray, and hides ``sys.argv``, which
-    its ``Config`` parses. All of it is undone at the end; what RecBole itself sets on numpy meanwhile stays.
+    Adds the numpy names that it reads, stands an empty module in for ray, and hides ``sys.argv``, which
+    its ``Config`` parses. All of it is undone at the end, so whatever uses RecBole must run inside.
 
     Raises:
         PluginError: when RecBole is not installed.
@@ -77,7 +84,7 @@ def repaired() -> Iterator[None]:
     finally:
         sys.argv = argv
         for name in added:
-            delattr(np, name)
+            vars(np).pop(name, None)
         for name, module in stubs.items():
             if sys.modules.get(name) is module:
                 del sys.modules[name]
@@ -88,6 +95,15 @@ def _module(name: str) -> types.ModuleType:
     module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
     module.__path__ = []
     return module
+
+
+def rounded_times(times: np.ndarray) -> np.ndarray:
+    """Timestamps (N,) as RecBole sorts by them: scaled to [0, 1] and rounded to fp32.
+
+    Over the seven months of ml-100k that merges events about a second apart into ties.
+    """
+    low, high = times.min(), times.max()
+    return ((times - low) / (high - low) if high > low else np.ones_like(times)).astype(np.float32)
 
 
 def evaluate_scores(
@@ -109,7 +125,12 @@ def evaluate_scores(
         PluginError: when RecBole is not installed.
     """
     with repaired():
-        from recbole.evaluator import Collector, Evaluator
+        return _evaluate(scores, target, seen, k, decimals)
+
+
+def _evaluate(scores: Tensor, target: Tensor, seen: TokenStream | None, k: int, decimals: int) -> dict[str, float]:
+    from recbole.evaluator import Collector, Evaluator
+
     config = {
         "metrics": ["Hit", "NDCG", "MRR"],
         "topk": [k],
@@ -124,11 +145,8 @@ def evaluate_scores(
     collector = Collector(config)
     collector.eval_batch_collect(padded, None, torch.arange(len(target)), target.cpu() + 1)
     result = Evaluator(config).evaluate(collector.get_data_struct())
-    return {name: float(result[f"{theirs}@{k}"]) for name, theirs in _names(k).items()}
-
-
-def _names(k: int) -> dict[str, str]:
-    return {f"HR@{k}": "hit", f"NDCG@{k}": "ndcg", f"MRR@{k}": "mrr"}
+    names = {"HR": "hit", "NDCG": "ndcg", "MRR": "mrr"}
+    return {f"{ours}@{k}": float(result[f"{theirs}@{k}"]) for ours, theirs in names.items()}
 
 
 _KEYS = (
