@@ -1,0 +1,56 @@
+"""Exact 64-bit integer hashing: the same bits in torch on any device and in numba."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from seqgraph.errors import ConfigError
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+# Constants of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
+GOLDEN = _signed(0x9E3779B97F4A7C15)
+FIRST = _signed(0xBF58476D1CE4E5B9)
+SECOND = _signed(0x94D049BB133111EB)
+
+
+def mix64(x: Tensor) -> Tensor:
+    """Scramble integers one to one with splitmix64's finaliser.
+
+    Args:
+        x: any shape, int64, read as unsigned; products wrap around.
+
+    Returns:
+        Same shape, int64.
+    """
+    # An arithmetic shift copies the sign downwards; the masks make it a logical one.
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * FIRST
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * SECOND
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """One number from a CPU generator (torch's own when None) to seed counter-based draws.
+
+    Raises:
+        ConfigError: for a generator of another device, whose stream would differ from machine to machine.
+    """
+    check_generator(generator)
+    return int(torch.randint(0, 2**62, (1,), generator=generator))
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Refuse a generator that does not live on the CPU.
+
+    Raises:
+        ConfigError: naming its device.
+    """
+    if generator is not None and generator.device.type != "cpu":
+        raise ConfigError(
+            f"the generator lives on {generator.device}",
+            "give a CPU torch.Generator: its numbers are the same whatever the device of the graph",
+        )
