@@ -35,11 +35,11 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
 
         model = sg.create_model("graph-mamba", d_model=96, n_layers=4)
     """
-    from seqgraph.plugin.validate import validate
+    from seqgraph.config import arguments, checked
 
     descriptor = manager.get("models", name)
-    config = validate(manager.resolve_config(descriptor), kwargs, where=name)
-    model = manager.resolve(descriptor)(**dict(config))
+    config = checked(manager.resolve_config(descriptor), kwargs, f"model {name}")
+    model = manager.resolve(descriptor)(**arguments(config))
     if not hasattr(model, "assets"):
         model.assets = {}
     return model

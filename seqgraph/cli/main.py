@@ -171,9 +171,9 @@ def _explain(error: BaseException, command: str | None) -> int:
     if "pydantic" in sys.modules:
         from pydantic import ValidationError
 
-        from seqgraph.plugin.validate import explain
-
         if isinstance(error, ValidationError):
-            return _explain(explain(error), command)
+            found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
+            output.print_error(f"{error.title}: {'; '.join(found)}")
+            return USER_ERROR
     output.print_error(f"{type(error).__name__}: {error}", "run with --debug for the traceback")
     return UNEXPECTED

@@ -89,7 +89,7 @@ def _this():
             1,
             "Error: ZeroDivisionError: division by zero\nHint: run with --debug for the traceback\n",
         ),
-        ("raise_validation", 2, "Error: d_modle: unknown key\n"),
+        ("raise_validation", 2, "Error: TinyConfig: d_modle: Extra inputs are not permitted\n"),
     ],
 )
 def test_errors(function: str, code: int, error: str, command: Callable, cli: Callable) -> None:
