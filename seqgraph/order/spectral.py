@@ -86,13 +86,12 @@ def _extend(
     """
     size = torch.bincount(component)
     basis = start.new_zeros(len(start), steps)
-    basis[:, : start.shape[1]] = start
-    projected = start.new_zeros(len(size), steps, steps)
     done = ritz.shape[1]
+    basis[:, :done], following = start[:, :done], start[:, done]
+    projected = start.new_zeros(len(size), steps, steps)
     projected[:, range(done), range(done)] = ritz
     for j in range(done, steps):
-        if j >= start.shape[1]:
-            basis[:, j] = following
+        basis[:, j] = following
         w = torch.zeros_like(basis[:, 0]).index_add(0, graph.row, basis[graph.col, j])
         # Twice is enough to keep the basis orthogonal (Parlett).
         for turn in range(2):
