@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ def check_borders(cu_seqlens: Tensor, tokens: int) -> list[int]:
         ValueError: when they do not.
     """
     borders = cu_seqlens.tolist()
-    if borders[0] != 0 or borders[-1] != tokens or any(a > b for a, b in zip(borders, borders[1:])):
+    if borders[0] != 0 or borders[-1] != tokens or any(a > b for a, b in pairwise(borders)):
         raise ValueError(f"cu_seqlens must rise from 0 to the number of tokens, {tokens}, got {borders[:8]}...")
     return borders
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,7 +16,7 @@ def forward(args: ConvArguments) -> Tensor:
     """Output in the dtype of x, (directions, T, E). Computes in fp32, or in fp64 where x is fp64."""
     exact = torch.float64 if args.x.dtype == torch.float64 else torch.float32
     borders = check_borders(args.cu_seqlens, args.x.shape[0])
-    lengths = torch.tensor([b - a for a, b in zip(borders, borders[1:])], dtype=torch.int64)
+    lengths = torch.tensor([b - a for a, b in pairwise(borders)], dtype=torch.int64)
     edges = torch.tensor(borders, dtype=torch.int64)
     first = edges[:-1].repeat_interleave(lengths).to(args.x.device)  # (T,)
     last = edges[1:].repeat_interleave(lengths).to(args.x.device) - 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from seqgraph_kernels.dispatch import choose
 from seqgraph_kernels.packing import DIRECTIONS, expect, segment_borders
 from seqgraph_kernels.selective_scan import reference
 from seqgraph_kernels.selective_scan.arguments import ScanArguments
+from seqgraph_kernels.selective_scan.operator import scan
 
 __all__ = ["selective_scan"]
 
@@ -87,8 +89,13 @@ def selective_scan(
         x, dt, A, B, C, D, z, dt_bias, *second, state, cu_seqlens, dt_softplus, direction, combine
     )  # fmt: skip
     _check(args)
-    choose("selective_scan", backend, (x, dt, A, B, C, D, z, dt_bias, *second, initial_state))
-    out, final = reference.forward(args)
+    tensors = (x, dt, A, B, C, D, z, dt_bias, *second, state)
+    chosen = choose("selective_scan", backend, tensors)
+    if chosen == "reference":
+        out, final = reference.forward(args)
+    else:
+        save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        out, final, _ = scan(*tensors, cu_seqlens, dt_softplus, direction, combine, chosen, save)
     if not return_final_state:
         return out
     return out, (final if direction == "both" else final[0])

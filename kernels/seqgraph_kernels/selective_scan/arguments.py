@@ -9,6 +9,9 @@ from torch import Tensor
 
 from seqgraph_kernels.packing import directions_of
 
+# Tokens between two saved states. The backward recomputes what lies between them.
+CHUNK = 32
+
 
 class Pass(NamedTuple):
     """What one direction reads. ``reverse`` says whether it runs from the end of each segment."""
@@ -60,3 +63,14 @@ class ScanArguments:
     def stacked(self) -> bool:
         """Whether the output is (2, T, E) and not (T, E)."""
         return self.direction == "both" and self.combine == "none"
+
+
+def checkpoint_shape(args: ScanArguments) -> tuple[int, int, int, int]:
+    """Shape of the saved states: (directions, slots, N, E rounded up to 16).
+
+    Chunk ``j`` of segment ``s`` has slot ``cu_seqlens[s] // CHUNK + s + j``: no two share one, and the number of
+    slots follows from T and S alone, so that a GPU need not tell its host the lengths.
+    """
+    slots = args.x.shape[0] // CHUNK + args.cu_seqlens.shape[0] - 1
+    wide = (args.x.shape[1] + 15) // 16 * 16
+    return 2 if args.direction == "both" else 1, slots, args.A.shape[1], wide

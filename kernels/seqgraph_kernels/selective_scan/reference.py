@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,10 +40,10 @@ def _scan(
     if one.dt_bias is not None:
         dt = dt + one.dt_bias.to(exact)
     if dt_softplus:
-        # F.softplus turns linear above 20, off by 2e-9: more than fp64 should lose.
-        dt = dt.clamp(min=0) + torch.log1p(torch.exp(-dt.abs()))
+        # From its default threshold of 20 on it would be linear, off by 2e-9: more than fp64 should lose.
+        dt = F.softplus(dt, threshold=40)
     # Longest first, so that the segments which still run are always the first ones.
-    lengths = torch.tensor([b - a for a, b in zip(borders, borders[1:])], dtype=torch.int64)
+    lengths = torch.tensor([b - a for a, b in pairwise(borders)], dtype=torch.int64)
     lengths, order = lengths.sort(descending=True, stable=True)
     edge = torch.tensor(borders, dtype=torch.int64)
     first = edge[1:][order] - 1 if one.reverse else edge[:-1][order]

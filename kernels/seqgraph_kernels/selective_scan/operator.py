@@ -1,0 +1,132 @@
+"""The scan as operators of torch: ``torch.ops.seqgraph.selective_scan`` and its backward.
+
+An operator that torch knows is one node of a compiled graph, runs under autocast and activation checkpointing as any
+other, and has a shape without being run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from seqgraph_kernels.selective_scan.arguments import ScanArguments, checkpoint_shape
+
+TENSORS = tuple(f.name for f in fields(ScanArguments))[:16]
+
+
+def _module(backend: str) -> ModuleType:
+    return import_module(f"seqgraph_kernels.selective_scan.{backend}")
+
+
+@torch.library.custom_op("seqgraph::selective_scan", mutates_args=())
+def scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    x_rev: Tensor | None,
+    dt_rev: Tensor | None,
+    A_rev: Tensor | None,
+    B_rev: Tensor | None,
+    C_rev: Tensor | None,
+    D_rev: Tensor | None,
+    dt_bias_rev: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor,
+    dt_softplus: bool,
+    direction: str,
+    combine: str,
+    backend: str,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output, final states (directions, S, E, N) and, if ``save``, the states that the backward starts from."""
+    args = ScanArguments(
+        x, dt, A, B, C, D, z, dt_bias, x_rev, dt_rev, A_rev, B_rev, C_rev, D_rev, dt_bias_rev,
+        initial_state, cu_seqlens, dt_softplus, direction, combine,
+    )  # fmt: skip
+    return _module(backend).forward(args, save)
+
+
+@scan.register_fake
+def _(*inputs):
+    args, save = ScanArguments(*inputs[:20]), inputs[21]
+    (T, E), S, N = args.x.shape, args.cu_seqlens.shape[0] - 1, args.A.shape[1]
+    out = args.x.new_empty((2, T, E) if args.stacked else (T, E))
+    final = args.x.new_empty((2 if args.direction == "both" else 1, S, E, N), dtype=torch.float32)
+    return out, final, args.x.new_empty(checkpoint_shape(args) if save else 0, dtype=torch.float32)
+
+
+@torch.library.custom_op("seqgraph::selective_scan_backward", mutates_args=())
+def scan_backward(
+    grad_out: Tensor,
+    grad_state: Tensor | None,
+    checkpoints: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    x_rev: Tensor | None,
+    dt_rev: Tensor | None,
+    A_rev: Tensor | None,
+    B_rev: Tensor | None,
+    C_rev: Tensor | None,
+    D_rev: Tensor | None,
+    dt_bias_rev: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor,
+    dt_softplus: bool,
+    direction: str,
+    combine: str,
+    backend: str,
+) -> list[Tensor]:
+    """One gradient per tensor argument of the scan, in its dtype; empty where the argument is absent."""
+    args = ScanArguments(
+        x, dt, A, B, C, D, z, dt_bias, x_rev, dt_rev, A_rev, B_rev, C_rev, D_rev, dt_bias_rev,
+        initial_state, cu_seqlens, dt_softplus, direction, combine,
+    )  # fmt: skip
+    module = _module(backend)
+    if checkpoints.numel() == 0:
+        checkpoints = module.forward(args, True)[2]
+    grads = module.backward(args, grad_out, grad_state, checkpoints)
+    given = {name: getattr(args, name) for name in TENSORS}
+    return [x.new_empty(0) if given[n] is None else grads[n].to(given[n].dtype) for n in TENSORS]
+
+
+@scan_backward.register_fake
+def _(grad_out, grad_state, checkpoints, *inputs):
+    return [
+        inputs[0].new_empty(0) if t is None else torch.empty_like(t, memory_format=torch.contiguous_format)
+        for t in inputs[:16]
+    ]
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output[2], inputs[16], *inputs[:16])
+    ctx.options = inputs[17:21]
+    ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_out, grad_state, _):
+    checkpoints, cu_seqlens, *tensors = ctx.saved_tensors
+    if grad_out is None:
+        shape = (2, *tensors[0].shape) if ctx.options[1:3] == ("both", "none") else tensors[0].shape
+        grad_out = tensors[0].new_zeros(shape)
+    grads = scan_backward(grad_out, grad_state, checkpoints, *tensors, cu_seqlens, *ctx.options)
+    given = [None if t is None else g for t, g in zip(tensors, grads)]
+    return *given, None, None, None, None, None, None
+
+
+scan.register_autograd(_backward, setup_context=_setup_context)
