@@ -106,6 +106,10 @@ class TokenBatches:
         """Batches of this process in an epoch, from its beginning."""
         return len(self._batches(self.epoch if epoch is None else epoch)) // self.world
 
+    def tokens(self, position: int) -> int:
+        """Tokens of one of this process's batches of the epoch."""
+        return int(self.lengths[self._batches(self.epoch)[position * self.world + self.rank]].sum())
+
     def __len__(self) -> int:
         """Batches that the next iteration gives: from the position to the end, or to ``limit``."""
         return max(0, self._end() - self.position)

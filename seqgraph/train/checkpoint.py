@@ -31,7 +31,7 @@ MODEL, CONFIG, ASSETS, METRICS, CARD = (
     "metrics.json",
     "MODEL_CARD.md",
 )
-TRAINER = "trainer"
+TASK, TRAINER = "task.safetensors", "trainer"
 _ALIASES = "aliases"
 
 
@@ -51,6 +51,7 @@ def save(
     run: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
     card: str | None = None,
+    task: Mapping[str, Tensor] | None = None,
     trainer: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint folder; what was there before stays until the new one is complete.
@@ -65,6 +66,7 @@ def save(
         run: the resolved run configuration, if there was a run.
         extra: more entries for ``config.json``.
         card: the text of ``MODEL_CARD.md``; None for a short one.
+        task: tensors that the task has besides the model's.
         trainer: what training needs to go on: a tree of dicts, lists, numbers, texts and tensors.
 
     Returns:
@@ -94,6 +96,8 @@ def save(
         (target / CARD).write_text(
             card if card is not None else f"# {name}\n\nA model of seqgraph.\n", encoding="utf-8"
         )
+        if task:
+            write_tensors(target / TASK, task)
         if trainer is not None:
             (target / TRAINER).mkdir()
             packed, tensors = pack_tree(trainer)
@@ -252,7 +256,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
         with _written(folder):
             temporary.mkdir()
             fill(temporary)
-            for file in [p for p in temporary.rglob("*")] + [temporary]:
+            for file in [*temporary.rglob("*"), temporary]:
                 _sync(file)
             # A folder cannot be renamed onto another: for an instant the old one waits under a second name,
             # where recover() finds it should we die between the two renames.

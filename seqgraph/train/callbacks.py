@@ -1,0 +1,292 @@
+"""What happens around the steps: evaluation, log, checkpoints, early stopping, interruption, bad losses."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from seqgraph.errors import ConfigError, UserError
+from seqgraph.train.batching import TokenBatches
+from seqgraph.train.console import Console
+from seqgraph.train.evaluation import evaluate_task
+from seqgraph.train.state import get_rng, set_rng
+from seqgraph.train.store import RunFolder
+
+if TYPE_CHECKING:
+    from seqgraph.train.fit import Module
+
+_LOOK = 50
+"""Batches between two looks at the losses on a GPU: each look waits for it."""
+
+_AGREE = 8
+"""Steps between two times that several processes ask each other whether to stop."""
+
+
+class Stop(BaseException):
+    """Unwinds Lightning's loops once the state is saved."""
+
+
+class Conductor(Callback):
+    """Runs everything of a training that is not a step.
+
+    Args:
+        module: the task in Lightning's clothes.
+        valid: batches of the validation split, or None.
+        folder: takes the log and the checkpoints.
+        console: takes the progress.
+        state: the trainer's state to go on from.
+        stop_after: interrupt after so many steps.
+    """
+
+    def __init__(
+        self,
+        module: Module,
+        valid: DataLoader | None,
+        folder: RunFolder,
+        console: Console,
+        *,
+        state: dict[str, Any] | None,
+        stop_after: int | None,
+    ) -> None:
+        self.module, self.valid, self.folder, self.console = module, valid, folder, console
+        self.progress, self.config, self.task = module.progress, module.settings, module.task
+        self.sampler: TokenBatches = module.loader.sampler  # type: ignore[assignment]
+        self.state = state
+        self.stop_at = None if stop_after is None else self.progress.step + stop_after
+        self.asked = False
+        self._bad: dict[str, Tensor] = {}
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._clock = time.monotonic()
+        self.latest: dict[str, float] = {}
+        if state:
+            folder.load_log(self.progress.epoch)
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        progress, config = self.progress, self.config
+        patient = config.patience is None or progress.waited < config.patience
+        steps_left = config.max_steps is None or progress.step < config.max_steps
+        return progress.epoch >= config.epochs or not steps_left or not patient
+
+    def limit(self) -> None:
+        """End this epoch's batches where ``max_steps`` ends."""
+        left = None if self.config.max_steps is None else self.config.max_steps - self.progress.step
+        self.sampler.limit = None if left is None else self.sampler.position + left * self.config.accumulate
+
+    # ------------------------------------------------------------------ Lightning's hooks
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Give the optimiser its state back."""
+        if not self.state:
+            return
+        optimizer = trainer.optimizers[0]
+        if not self.module.sharded:
+            optimizer.load_state_dict(self.state["optimizer"])
+            return
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.task, optimizer, self.state["optimizer"], options=options)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Last thing before the first step: signals, random generators, modes."""
+        self.task.train()
+        if threading.current_thread() is threading.main_thread():
+            for name in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[name] = signal.signal(name, self._ask)
+        if self.state:
+            set_rng(self.state["rng"][trainer.global_rank])
+        elif trainer.global_rank:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+        self.state = None
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Start the sums, unless the epoch goes on from a checkpoint."""
+        if self.sampler.position == 0:
+            self.progress.begin_epoch()
+        self.progress.sums = {name: sums.to(pl_module.device) for name, sums in self.progress.sums.items()}
+        self._clock = time.monotonic() - self.progress.epoch_seconds
+        epoch = self.progress.epoch + 1
+        self.console.begin_epoch(epoch, self.config.epochs, self.sampler.total(), self.sampler.position)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count; save or stop after a step where that is due."""
+        loss_sum = outputs["sum_loss"]
+        self._watch("loss", loss_sum[0])
+        for name, value in outputs.items():
+            if name.startswith("sum_"):
+                key = name.removeprefix("sum_")
+                self.progress.sums[key] = self.progress.sums.get(key, 0) + value
+        self.progress.tokens += self.sampler.tokens(self.sampler.position)
+        self.sampler.advance()
+        if not self.module.stepped:
+            return
+        self._watch("norm of the gradient", self.module.norm)
+        self.module.stepped = False
+        self.progress.step += 1
+        self.console.batch(self.sampler.position, loss_sum[0] / loss_sum[1].clamp_min(1))
+        if len(self.sampler) == 0:  # the end of the epoch saves and stops
+            return
+        every = self.config.checkpoint_every
+        stop = self._stopping(trainer)
+        if stop or (every and self.progress.step % every == 0):
+            self.progress.epoch_seconds = time.monotonic() - self._clock
+            self._save_last(trainer)
+        if stop:
+            raise Stop
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Evaluate, log, save, and see whether that was all."""
+        self._check()
+        progress, config = self.progress, self.config
+        trained = time.monotonic() - self._clock
+        row = self._train_row(trained)
+        progress.epoch += 1
+        self.console.stop()
+        last = progress.epoch >= config.epochs or (config.max_steps or 2**62) <= progress.step
+        better = self.valid is None
+        if self.valid is not None and (progress.epoch % config.eval_every == 0 or last):
+            self.latest = evaluate_task(self.task, self.valid, device=pl_module.device, precision=config.precision)
+            row.update({f"valid_{name}": value for name, value in self.latest.items()})
+            better = self._judge(self.latest)
+        row["seconds"] = round(time.monotonic() - self._clock, 3)
+        progress.seconds += row["seconds"]
+        self.folder.log(row)
+        self.console.end_epoch(row, config.epochs, better and self.valid is not None)
+        self.sampler.seek(progress.epoch)
+        progress.begin_epoch()
+        state = self._task_state(trainer)
+        if better:
+            self.folder.save("best", state, results=self._results())
+        self._save_last(trainer, state)
+        self.limit()
+        if self.finished:
+            trainer.should_stop = True
+        elif self._stopping(trainer, always=True):
+            raise Stop
+
+    def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Leave the signals and the terminal as they were."""
+        self.console.stop()
+        for name, handler in self._handlers.items():
+            signal.signal(name, handler)
+        self._handlers.clear()
+
+    # ------------------------------------------------------------------ evaluation
+    def _train_row(self, seconds: float) -> dict[str, Any]:
+        names = sorted(self.progress.sums)
+        sums = torch.stack([self.progress.sums[name] for name in names])
+        tokens = torch.tensor(float(self.progress.tokens), dtype=torch.float64, device=sums.device)
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(sums)
+            dist.all_reduce(tokens)
+        means = (sums[:, 0] / sums[:, 1].clamp_min(1e-12)).tolist()
+        optimizer = self.module.optimizers(use_pl_optimizer=False)
+        return {
+            "epoch": self.progress.epoch + 1,
+            "step": self.progress.step,
+            **{f"train_{name}": mean for name, mean in zip(names, means, strict=True)},
+            "lr": optimizer.param_groups[0]["lr"],  # type: ignore[union-attr]
+            "tokens_per_second": round(float(tokens) / max(seconds, 1e-9), 1),
+        }
+
+    def _judge(self, results: dict[str, float]) -> bool:
+        """Count the evaluation for early stopping; whether it is the best one."""
+        if self.task.monitor not in results:
+            raise ConfigError(
+                f"the task monitors {self.task.monitor!r}, but its evaluation gives {', '.join(results) or 'nothing'}",
+                "tell the plugin's author",
+            )
+        value = results[self.task.monitor]
+        if self.progress.is_better(value, self.task.mode):
+            self.progress.best, self.progress.best_epoch, self.progress.waited = value, self.progress.epoch, 0
+            return True
+        self.progress.waited += 1
+        return False
+
+    def _results(self) -> dict[str, Any]:
+        if self.valid is None:
+            self.progress.best_epoch = self.progress.epoch
+        return {"best_epoch": self.progress.best_epoch, "steps": self.progress.step, "valid": self.latest}
+
+    # ------------------------------------------------------------------ bad losses
+    def _watch(self, what: str, value: Tensor) -> None:
+        """Remember the first step with a number that is not finite; on a GPU without waiting for it."""
+        value = value.detach().double()
+        now = torch.stack([torch.full_like(value, self.progress.step + 1), value])
+        old = self._bad.get(what, torch.full_like(now, -1.0))
+        self._bad[what] = torch.where(~torch.isfinite(value) & (old[0] < 0), now, old)
+        if value.device.type == "cpu" or self.sampler.position % _LOOK == 0:
+            self._check()
+
+    def _check(self) -> None:
+        for what, found in self._bad.items():
+            step, value = found.tolist()
+            if step < 0:
+                continue
+            saved = (self.folder.path / "last").exists()
+            kept = f"the last good checkpoint is {self.folder.path / 'last'}; " if saved else ""
+            raise UserError(
+                f"the {what} is {value} in epoch {self.progress.epoch + 1}, step {int(step)}",
+                f"{kept}lower train.lr, set train.clip or a longer train.warmup, and look for NaN in the data",
+            )
+
+    # ------------------------------------------------------------------ checkpoints and interruption
+    def _task_state(self, trainer: Trainer) -> dict[str, Tensor]:
+        """The whole task's tensors; with a sharded model on the first process only."""
+        self._check()
+        if not self.module.sharded:
+            return self.task.state_dict()
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        return get_model_state_dict(self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+    def _optimizer_state(self, trainer: Trainer) -> dict[str, Any]:
+        optimizer = trainer.optimizers[0]
+        if not self.module.sharded:
+            return optimizer.state_dict()
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_optimizer_state_dict(self.task, optimizer, options=options)
+
+    def _save_last(self, trainer: Trainer, state: dict[str, Tensor] | None = None) -> None:
+        state = self._task_state(trainer) if state is None else state
+        optimizer = self._optimizer_state(trainer)
+        mine = {"rng": get_rng(), "progress": self.progress.state_dict()}
+        every: list[Any] = [mine]
+        if trainer.world_size > 1:
+            every = [None] * trainer.world_size
+            dist.all_gather_object(every, mine)
+        trainer_state = {
+            "progress": [one["progress"] for one in every],
+            "rng": [one["rng"] for one in every],
+            "sampler": self.sampler.state_dict(),
+            "optimizer": optimizer,
+        }
+        results = {"epoch": self.progress.epoch, **self._results()}
+        self.folder.save("last", state, results=results, trainer=trainer_state)
+        trainer.strategy.barrier("saved")
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.console.line("stopping after this step (once more: at once, without saving)")
+
+    def _stopping(self, trainer: Trainer, always: bool = False) -> bool:
+        """Whether to stop now; all processes answer alike."""
+        reached = self.stop_at is not None and self.progress.step >= self.stop_at
+        if trainer.world_size == 1:
+            return reached or self.asked
+        if not (always or self.progress.step % _AGREE == 0):
+            return reached
+        return trainer.strategy.reduce_boolean_decision(reached or self.asked, all=False)

@@ -1,0 +1,274 @@
+"""Training. With its neighbour :mod:`seqgraph.train.callbacks` the only module that knows Lightning.
+
+Lightning runs the steps, over one device or several. The place in the data, the learning rate, evaluation and
+checkpoints are ours, so that they are the same with every version and strategy of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from seqgraph.config import TrainConfig
+from seqgraph.errors import ConfigError
+from seqgraph.train.batching import TokenBatches, token_batches
+from seqgraph.train.callbacks import Conductor, Stop
+from seqgraph.train.console import Console
+from seqgraph.train.evaluation import sums_of
+from seqgraph.train.optimize import learning_rate, parameter_groups, undecayed
+from seqgraph.train.state import Interrupted, Progress
+from seqgraph.train.store import RunFolder
+from seqgraph.train.task import Dataset, Task
+
+
+class Module(LightningModule):
+    """Lightning's view of a task.
+
+    A step's loss is the mean over all its items, however many batches and processes they are spread over: each
+    batch's mean is weighted by its ``size``, and the gradient divided by the sum of sizes.
+
+    Args:
+        task: what is trained.
+        config: how.
+        loader: the training batches.
+        progress: counts the steps.
+        world: the number of processes.
+    """
+
+    def __init__(self, task: Task, config: TrainConfig, loader: DataLoader, progress: Progress, *, world: int) -> None:
+        super().__init__()
+        self.task, self.settings, self.loader, self.progress = task, config, loader, progress
+        self.parts, self.sharded = world * config.accumulate, config.strategy == "fsdp"
+        self.undecayed = undecayed(task)
+        steps = math.ceil(loader.sampler.total(0) / config.accumulate) * config.epochs  # type: ignore[attr-defined]
+        self.total_steps = min(steps, config.max_steps or steps)
+        self.stepped, self.norm = False, torch.zeros(())
+        self._sizes: list[Tensor] = []
+
+    def configure_model(self) -> None:
+        """Shard over the processes, when asked to, by blocks and then the rest."""
+        if not self.sharded or getattr(self, "_is_sharded", False):
+            return
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        mesh = self.device_mesh["data_parallel"]  # type: ignore[index]
+        for child in list(self.task.modules()):
+            if isinstance(child, nn.ModuleList):
+                for block in child:
+                    fully_shard(block, mesh=mesh)
+        fully_shard(self.task, mesh=mesh)
+        for method in ("training_step", "evaluation_step"):
+            register_fsdp_forward_method(self.task, method)
+        self._is_sharded = True
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW; its learning rate is set before each step."""
+        groups = parameter_groups(self.task, self.settings.weight_decay, self.undecayed)
+        return torch.optim.AdamW(groups, lr=self.settings.lr, betas=self.settings.betas)
+
+    def train_dataloader(self) -> DataLoader:
+        """Asked for again at the start of each epoch: epochs differ in their number of batches."""
+        return self.loader
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Batches move themselves."""
+        return batch.to(device)
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """One batch."""
+        output = dict(self.task.training_step(batch))
+        loss = output["loss"]
+        size = torch.as_tensor(output.pop("size", 1), device=loss.device).detach()
+        sums = {name: sums_of(value, size) for name, value in output.items() if torch.as_tensor(value).numel() == 1}
+        if self.parts > 1:
+            self._sizes.append(size.to(loss.dtype))
+            loss = loss * size
+        return {"loss": loss, **{f"sum_{name}": value for name, value in sums.items()}}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set the learning rate; turn the sum of the batches' gradients into the mean over their items."""
+        rate = learning_rate(self.settings, self.progress.step, self.total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        self.stepped = True
+        if self.parts > 1:
+            size = torch.stack(self._sizes).sum()
+            self._sizes.clear()
+            # Lightning has divided by the batches of a full step, DDP by the processes.
+            scale = self.parts / self.trainer.strategy.reduce(size, reduce_op="sum").clamp_min(1)
+            for parameter in self.task.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(scale)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip the norm over all parameters, and keep it to be looked at."""
+        norm = nn.utils.clip_grad_norm_(self.task.parameters(), self.settings.clip or math.inf)
+        self.norm = norm.full_tensor() if self.sharded else norm
+
+
+def fit(
+    task: Task,
+    data: Dataset,
+    config: TrainConfig,
+    *,
+    seed: int,
+    folder: RunFolder,
+    console: Console,
+    state: dict[str, Any] | None = None,
+    stop_after: int | None = None,
+) -> Progress:
+    """Train a task on a data set, to the end or until it is interrupted.
+
+    Args:
+        task: set up, with its first weights, or those of the checkpoint to go on from.
+        data: gives the splits "train" and "valid".
+        config: how to train.
+        seed: of the batches' order and of ``collate``.
+        folder: takes the log and the checkpoints.
+        console: takes the progress.
+        state: the trainer's state of the checkpoint to go on from.
+        stop_after: interrupt after so many steps.
+
+    Returns:
+        The counts at the end.
+
+    Raises:
+        ConfigError: when the machine does not have the devices that are asked for.
+        UserError: when the loss is not finite.
+        Interrupted: when a signal came, or ``stop_after`` was reached; the state is saved.
+    """
+    rank, world = shares(config)
+    progress = Progress.from_state(_mine(state, rank, world)) if state else Progress()
+    loader = token_batches(
+        data,
+        "train",
+        config.max_tokens,
+        max_items=config.max_items,
+        shuffle=True,
+        seed=seed,
+        rank=rank,
+        world=world,
+        workers=config.workers,
+    )
+    sampler: TokenBatches = loader.sampler  # type: ignore[assignment]
+    if state:
+        sampler.load_state_dict(state["sampler"])
+    valid = None
+    if len(data.split("valid")):
+        tokens = config.eval_tokens or config.max_tokens
+        valid = token_batches(data, "valid", tokens, max_items=config.max_items, rank=rank, world=world)
+    module = Module(task, config, loader, progress, world=world)
+    conductor = Conductor(module, valid, folder, console, state=state, stop_after=stop_after)
+    if conductor.finished:
+        return progress
+    conductor.limit()
+    with _quiet():
+        trainer = Trainer(
+            **_trainer_arguments(config), max_epochs=config.epochs - progress.epoch, callbacks=[conductor]
+        )
+        try:
+            trainer.fit(module)
+        except Stop:
+            raise Interrupted(folder.path, progress.step) from None
+    return progress
+
+
+def _mine(state: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
+    if len(state["progress"]) != world:
+        raise ConfigError(
+            f"the run was begun with {len(state['progress'])} processes, here are {world}", "resume with as many"
+        )
+    return state["progress"][rank]
+
+
+def shares(config: TrainConfig) -> tuple[int, int]:
+    """This process's number, and how many there are; checks that the devices exist.
+
+    Raises:
+        ConfigError: naming what is not there and the command that helps.
+    """
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not _torchrun():
+        world = local = 1
+        if config.devices > 1:
+            raise ConfigError(
+                f"train.devices={config.devices} needs as many processes",
+                f"torchrun --nproc-per-node {config.devices} -m seqgraph train …",
+            )
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        build = "this torch is built for the CPU" if torch.version.cuda is None else "torch sees none"
+        raise ConfigError(f"train.accelerator=gpu, but there is no GPU: {build}", "train.accelerator=cpu, or auto")
+    if device_type(config) == "cuda" and local > torch.cuda.device_count():
+        raise ConfigError(
+            f"{local} processes on {torch.cuda.device_count()} GPUs", "use torchrun --nproc-per-node less"
+        )
+    if config.strategy == "fsdp" and world == 1:
+        raise ConfigError("train.strategy=fsdp with one process", "torchrun --nproc-per-node N -m seqgraph train …")
+    return (int(os.environ["RANK"]) if world > 1 else 0), world
+
+
+def device_type(config: TrainConfig) -> str:
+    """ "cuda" or "cpu"."""
+    return "cuda" if config.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _trainer_arguments(config: TrainConfig) -> dict[str, Any]:
+    world = int(os.environ["WORLD_SIZE"]) if _torchrun() else 1
+    local = int(os.environ["LOCAL_WORLD_SIZE"]) if _torchrun() else 1
+    strategy: Any = "auto"
+    if config.strategy == "fsdp":
+        strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
+    elif world > 1:
+        strategy = DDPStrategy()
+    return {
+        "accelerator": "gpu" if device_type(config) == "cuda" else "cpu",
+        "devices": local,
+        "num_nodes": world // local,
+        "strategy": strategy,
+        # Otherwise Lightning would take a job scheduler's variables for its own.
+        "plugins": None if _torchrun() else [LightningEnvironment()],
+        "precision": "bf16-mixed" if config.precision == "bf16" else "32-true",
+        "accumulate_grad_batches": config.accumulate,
+        "deterministic": config.deterministic or None,
+        "reload_dataloaders_every_n_epochs": 1,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_autolog_hparams": False,
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out Lightning's advertising, tips and the warnings about settings that we have chosen."""
+    names = ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(pytorch_)?lightning(\..*)?")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
