@@ -17,7 +17,7 @@ from seqgraph.errors import DataError
 
 # The letters of ESM-2's alphabet: 20 amino acids, X B U Z O, and the gaps of alignments.
 LETTERS = "ACDEFGHIKLMNPQRSTVWYXBUZO.-"
-_FOREIGN = re.compile(f"[^{re.escape(LETTERS)}]")
+_FOREIGN = re.compile(f"[^{re.escape(LETTERS + LETTERS.lower())}]")
 _MAGIC = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
 
 OnInvalid = Literal["error", "unk", "skip"]
@@ -69,13 +69,13 @@ def read_fasta(
         label = header or f"seqnum{line:09d}"
         if first_word:
             label = label.split(maxsplit=1)[0]
-        sequence = raw.upper().rstrip("*")
+        sequence = raw.removesuffix("*")
         wrong = _complaint(sequence)
         if wrong and on_invalid == "skip":
             continue
         if wrong and (on_invalid == "error" or not sequence):
             raise DataError(f"{path}: record {number} ({_short(label)}, line {line + 1}): {wrong}", _CURE)
-        yield Record(_unique(label, number, places, path, on_duplicate), sequence, number)
+        yield Record(_unique(label, number, places, path, on_duplicate), sequence.upper(), number)
     if not found:
         raise DataError(f"{path}: the file is empty", "expected FASTA: '>name' lines, each followed by a sequence")
 

@@ -1,0 +1,58 @@
+"""Configuration of what this plugin offers: the constructors' keywords, nothing more."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Size = Literal["1M", "8M", "35M", "96M", "753M", "1.3B"]
+
+
+class LcPlmConfig(BaseModel):
+    """Arguments of :class:`seqgraph_lc_plm.model.LcPlm`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: Size = Field("8M", description="a named width and depth; d_model and n_layers win over it")
+    d_model: int | None = Field(None, ge=1, description="D, token width")
+    n_layers: int | None = Field(None, ge=1, description="number of blocks")
+    d_state: int = Field(16, ge=1, description="N, states a channel")
+    d_conv: int = Field(4, ge=1, description="width of the causal convolutions")
+    expand: int = Field(2, ge=1, description="E = expand * D")
+    vocab_size: int = Field(128, ge=33, description="rows of the embedding; 33 are used, the rest are spare")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on each block's branch")
+    checkpoint: bool = Field(False, description="recompute blocks in the backward pass, to save memory")
+
+
+class SwissProtSampleConfig(BaseModel):
+    """Arguments of :class:`seqgraph_lc_plm.data.SwissProtSample`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: str | None = Field(None, description="not needed: the sample ships with the package")
+    max_length: int = Field(1024, ge=1, description="longer training sequences are cropped at random to it")
+
+
+class FastaConfig(BaseModel):
+    """Arguments of :class:`seqgraph_lc_plm.data.Fasta`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(description="FASTA file, plain or compressed")
+    root: str | None = Field(None, description="folder that a relative path starts from")
+    max_length: int = Field(1024, ge=1, description="longer training sequences are cropped at random to it")
+    valid_fraction: float = Field(0.05, ge=0, lt=1)
+    test_fraction: float = Field(0.05, ge=0, lt=1)
+    split_seed: int = Field(0, description="another number gives another split")
+    on_invalid: Literal["error", "unk", "skip"] = Field("error", description="letters that are no amino acids")
+    on_duplicate: Literal["error", "number"] = Field("number", description="names that occur twice")
+
+
+class MaskedLMConfig(BaseModel):
+    """Arguments of :class:`seqgraph_lc_plm.task.MaskedLM`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mask_fraction: float = Field(0.15, gt=0, le=1, description="share of the residues that are predicted")
+    eval_seed: int = Field(0, description="decides which residues are masked in evaluation")

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from seqgraph_lc_plm.model import LcPlm
+
+AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+
+
+@pytest.fixture
+def proteins() -> Callable[..., list[str]]:
+    """Random proteins of the given lengths."""
+
+    def make(*lengths: int, seed: int = 0) -> list[str]:
+        draw = random.Random(seed)
+        return ["".join(draw.choices(AMINO_ACIDS, k=length)) for length in lengths]
+
+    return make
+
+
+@pytest.fixture
+def tiny() -> LcPlm:
+    """Two blocks of width 16, with weights far enough from their start that every part matters."""
+    torch.manual_seed(0)
+    model = LcPlm(d_model=16, n_layers=2, d_state=4, vocab_size=40)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return model.eval()
