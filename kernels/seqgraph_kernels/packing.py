@@ -51,3 +51,9 @@ def expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tenso
         raise ValueError(f"{name} must be floating, got {tensor.dtype}")
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, x is on {like.device}")
+
+
+def float_rows(values: Tensor) -> Tensor:
+    """fp32 with neighbouring elements in a row; rows may lie apart, as slices of a projection do."""
+    values = values.float()
+    return values if values.stride(-1) == 1 or values.shape[-1] <= 1 else values.contiguous()

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from seqgraph_kernels.causal_conv1d import reference
 from seqgraph_kernels.causal_conv1d.arguments import ConvArguments
+from seqgraph_kernels.causal_conv1d.operator import conv
 from seqgraph_kernels.dispatch import choose
 from seqgraph_kernels.packing import DIRECTIONS, expect, segment_borders
 
@@ -66,7 +67,10 @@ def causal_conv1d(
     ):
         expect(name, tensor, shape, x)
     cu_seqlens = segment_borders(cu_seqlens, x)
-    args = ConvArguments(x, weight, bias, weight_rev, bias_rev, cu_seqlens, direction, activation)
-    choose("causal_conv1d", backend, (x, weight, bias, weight_rev, bias_rev))
-    out = reference.forward(args)
+    tensors = (x, weight, bias, weight_rev, bias_rev)
+    chosen = choose("causal_conv1d", backend, tensors)
+    if chosen == "reference":
+        out = reference.forward(ConvArguments(*tensors, cu_seqlens, direction, activation or ""))
+    else:
+        out = conv(*tensors, cu_seqlens, direction, activation or "", chosen)
     return out if direction == "both" else out[0]

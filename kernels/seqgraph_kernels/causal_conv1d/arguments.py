@@ -29,7 +29,7 @@ class ConvArguments:
     bias_rev: Tensor | None
     cu_seqlens: Tensor
     direction: str
-    activation: str | None
+    activation: str
 
     def passes(self) -> list[Pass]:
         """One entry per direction, the second with its own tensors where it has any."""

@@ -23,7 +23,7 @@ def forward(args: ConvArguments) -> Tensor:
     return torch.stack([_convolve(args.x, one, first, last, args.activation, exact) for one in args.passes()])
 
 
-def _convolve(x: Tensor, one: Pass, first: Tensor, last: Tensor, activation: str | None, exact: torch.dtype) -> Tensor:
+def _convolve(x: Tensor, one: Pass, first: Tensor, last: Tensor, activation: str, exact: torch.dtype) -> Tensor:
     """One direction, (T, E). ``first`` and ``last`` are the borders of each token's segment, inclusive."""
     width = one.weight.shape[1]
     padded = torch.cat([x.to(exact), x.new_zeros(1, x.shape[1], dtype=exact)])

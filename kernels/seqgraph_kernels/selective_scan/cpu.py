@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from seqgraph_kernels.packing import check_borders
+from seqgraph_kernels.packing import check_borders, float_rows
 from seqgraph_kernels.selective_scan import cpu_kernels
 from seqgraph_kernels.selective_scan.arguments import CHUNK, ScanArguments, checkpoint_shape
 from seqgraph_kernels.threads import group_segments, run_items
@@ -137,7 +137,7 @@ class _Work:
         self.group_starts = torch.from_numpy(starts)
         self.args, self.passes = args, args.passes()
         self.start = None if args.initial_state is None else self.states(args.initial_state)
-        self.z = None if args.z is None else _rows(args.z)
+        self.z = None if args.z is None else float_rows(args.z)
         self.kept: list[Tensor | None] = []
         self.reads = [self._reads(i) for i in range(len(self.passes))]
 
@@ -150,7 +150,7 @@ class _Work:
 
     def _reads(self, i: int) -> tuple[int, ...]:
         one = self.passes[i]
-        x, dt, B, C = (_rows(t) for t in (one.x, one.dt, one.B, one.C))
+        x, dt, B, C = (float_rows(t) for t in (one.x, one.dt, one.B, one.C))
         A = self._pad((one.A.float() * math.log2(math.e)).T)
         D = None if one.D is None else self._pad(one.D.float())
         bias = None if one.dt_bias is None else self._pad(one.dt_bias.float())
@@ -175,9 +175,3 @@ class _Work:
         weights = np.repeat(self.tokens + 1, self.blocks)
         call = partial(loop, shared, rows[0], rows[-1], len(rows))
         run_items(call, weights, scratch, T * E * N * len(rows) < _SMALL)
-
-
-def _rows(values: Tensor) -> Tensor:
-    """fp32 with neighbouring elements in a row; rows may lie apart, as slices of a projection do."""
-    values = values.float()
-    return values if values.stride(-1) == 1 or values.shape[-1] <= 1 else values.contiguous()
