@@ -8,14 +8,16 @@ from torch import Tensor
 from seqgraph.errors import ConfigError
 
 
-def _signed(value: int) -> int:
+def wrap(value: int) -> int:
+    """An integer of any size to int64, as overflow would."""
+    value &= (1 << 64) - 1
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 # Constants of splitmix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014).
-GOLDEN = _signed(0x9E3779B97F4A7C15)
-FIRST = _signed(0xBF58476D1CE4E5B9)
-SECOND = _signed(0x94D049BB133111EB)
+GOLDEN = wrap(0x9E3779B97F4A7C15)
+FIRST = wrap(0xBF58476D1CE4E5B9)
+SECOND = wrap(0x94D049BB133111EB)
 
 
 def mix64(x: Tensor) -> Tensor:

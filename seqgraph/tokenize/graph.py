@@ -1,0 +1,62 @@
+"""Reads a graph, or a batch of graphs, from any object that looks like PyG's ``Data`` or ``Batch``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqgraph.errors import DataError
+from seqgraph.order.graph import check_graph, count_graphs
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A checked batch of graphs.
+
+    Attributes:
+        edge_index: (2, M) int64.
+        num_nodes: V.
+        batch: graph of each node, (V,) int64, sorted.
+        num_graphs: S, empty graphs included.
+        x: node features or ids, (V, ...), or None.
+    """
+
+    edge_index: Tensor
+    num_nodes: int
+    batch: Tensor
+    num_graphs: int
+    x: Tensor | None
+
+
+def read_graphs(data: Any) -> Graphs:
+    """Take what a tokenizer needs from ``data`` and check it.
+
+    Args:
+        data: an object with ``edge_index`` (2, M), ``num_nodes`` or ``x`` (V, ...), and if it is a batch, ``batch``
+            (V,) sorted and optionally ``ptr`` (S + 1,), which tells of empty graphs at the end.
+
+    Raises:
+        DataError: naming what is missing or wrong.
+    """
+    edge_index = getattr(data, "edge_index", None)
+    x = getattr(data, "x", None)
+    if edge_index is None:
+        raise DataError(
+            f"{type(data).__name__} has no edge_index",
+            "for a graph without edges give torch.empty(2, 0, dtype=torch.int64)",
+        )
+    num_nodes = len(x) if x is not None else getattr(data, "num_nodes", None)
+    if num_nodes is None:
+        raise DataError(f"{type(data).__name__} has neither x nor num_nodes")
+    if x is not None and x.is_floating_point():
+        wrong = torch.isnan(x).flatten(1).any(1) if x.ndim > 1 else torch.isnan(x)
+        if bool(wrong.any()):
+            raise DataError(f"the features of node {int(wrong.nonzero()[0, 0])} hold NaN", "fill or drop them first")
+    edge_index, batch = check_graph(edge_index, num_nodes, getattr(data, "batch", None))
+    ptr = getattr(data, "ptr", None)
+    known = 1 if getattr(data, "batch", None) is None else 0
+    num_graphs = max(count_graphs(batch), known if ptr is None else len(ptr) - 1)
+    return Graphs(edge_index, num_nodes, batch, num_graphs, x)

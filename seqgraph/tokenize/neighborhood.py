@@ -1,0 +1,143 @@
+"""Neighbourhood tokens of Graph Mamba Networks (arXiv 2402.08678, Algorithm 1, lines 1 to 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqgraph.errors import ConfigError
+from seqgraph.order.graph import Adjacency, stored_edges
+from seqgraph.order.hashing import check_generator, draw_seed
+from seqgraph.stream import TokenStream
+from seqgraph.tokenize.graph import read_graphs
+from seqgraph.tokenize.steps import random_walks
+
+
+@dataclass(frozen=True)
+class NeighborhoodTokens:
+    """A sequence of subgraphs for each node, and all subgraphs as one big disjoint graph.
+
+    A local encoder runs over ``node``, ``edge_index`` and ``edge`` as over any batch of graphs with ``token`` as its
+    ``batch``; pooled by ``token`` to (T, D), its output indexed by ``stream.values`` gives the sequences.
+
+    Attributes:
+        stream: one segment a node, far tokens first and the node itself last; ``values`` token ids, (T,) int64, and
+            ``source`` the node that the segment belongs to, (T,) int64.
+        walk_length: steps of the walks behind each token of the stream, (T,) int64: m, ..., 1, 0.
+        node: the members of the subgraphs, (K,) int64 node indices, rising within a token.
+        token: the token that each member belongs to, (K,) int64, rising.
+        edge_index: edges between members of one token, (2, E) int64 places in ``node``.
+        edge: which stored edge each of them is, (E,) int64 places in the graph's own ``edge_index``.
+    """
+
+    stream: TokenStream
+    walk_length: Tensor
+    node: Tensor
+    token: Tensor
+    edge_index: Tensor
+    edge: Tensor
+
+    @property
+    def num_tokens(self) -> int:
+        """T, which is also the number of subgraphs."""
+        return self.stream.num_tokens
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> NeighborhoodTokens:
+        """Move every field to a device."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
+        return NeighborhoodTokens(**moved)
+
+    def shuffled(self, generator: torch.Generator | None = None) -> NeighborhoodTokens:
+        """The same subgraphs, those of one node and one walk length in a new random order."""
+        check_generator(generator)
+        noise = torch.randperm(self.num_tokens, generator=generator).to(self.stream.device)
+        order = torch.argsort(noise)
+        # Stable sorts by (node, far to near) keep the noise within equal lengths only.
+        order = order[torch.argsort(self.walk_length[order], descending=True, stable=True)]
+        order = order[torch.argsort(self.stream.source[order], stable=True)]
+        return replace(self, stream=self.stream.with_values(self.stream.values[order]))
+
+
+def neighborhoods(
+    data: Any,
+    *,
+    max_length: int = 2,
+    walks: int = 4,
+    repeats: int = 2,
+    generator: torch.Generator | None = None,
+) -> NeighborhoodTokens:
+    """Subgraphs that random walks uncover around each node: the tokenizer "neighborhoods".
+
+    For each node, each length 1..m and each of s repeats, a token is the union of the nodes that M uniform walks of
+    that length visit, as the subgraph they induce. With the node itself (length 0) that makes m * s + 1 tokens,
+    ordered far to near, the repeats of one length shuffled. Walks follow the stored edges, may turn back, and end
+    where no edge leaves. Stored repeats and self loops stay in the subgraphs.
+
+    Args:
+        data: a graph or a batch of them; see :func:`seqgraph.tokenize.graph.read_graphs`.
+        max_length: m; 0 gives the nodes alone.
+        walks: M, walks of one token.
+        repeats: s, tokens of one length; 0 gives the nodes alone.
+        generator: a CPU generator; None takes torch's global one.
+
+    Returns:
+        V (m s + 1) tokens. Token v (m s + 1) + i is the i-th of node v, before the shuffling.
+
+    Raises:
+        DataError: for a malformed graph or NaN features.
+        ConfigError: for negative sizes, or no walks.
+    """
+    if max_length < 0 or repeats < 0 or walks < 1:
+        raise ConfigError(
+            f"max_length {max_length}, walks {walks}, repeats {repeats}",
+            "give lengths and repeats from 0, walks from 1",
+        )
+    graphs = read_graphs(data)
+    size, device = graphs.num_nodes, graphs.batch.device
+    graph = stored_edges(graphs.edge_index, size)
+    lengths = torch.arange(max_length, 0, -1, device=device).repeat_interleave(repeats)  # (m s,)
+    lengths = torch.cat([lengths, lengths.new_zeros(1)])  # (L,)
+    tokens = size * len(lengths)
+    center = torch.arange(size, device=device).repeat_interleave(len(lengths))  # (T,)
+    steps = lengths.repeat(size)
+    visited, _ = random_walks(
+        graph, center.repeat_interleave(walks), steps.repeat_interleave(walks), draw_seed(generator)
+    )
+    owner = torch.arange(tokens, device=device).repeat_interleave(walks)[:, None].expand_as(visited)
+    seen = visited >= 0
+    members = torch.unique(owner[seen] * max(size, 1) + visited[seen])
+    edge_index, edge = _induced(graph, members)
+    found = NeighborhoodTokens(
+        stream=TokenStream.from_lengths(
+            torch.arange(tokens, device=device), torch.full((size,), len(lengths), device=device), source=center
+        ),
+        walk_length=steps,
+        node=members % max(size, 1),
+        token=members // max(size, 1),
+        edge_index=edge_index,
+        edge=edge,
+    )
+    return found.shuffled(generator)
+
+
+def _induced(graph: Adjacency, members: Tensor) -> tuple[Tensor, Tensor]:
+    """Edges among members of one token: the out-edges of every member whose other end is a member as well.
+
+    Args:
+        graph: edges as stored.
+        members: token * V + node, (K,) int64, rising.
+
+    Returns:
+        (2, E) int64 places in ``members``, and the stored edge of each, (E,) int64.
+    """
+    size = max(graph.num_nodes, 1)
+    owner, place = graph.expand(members % size)
+    wanted = members[owner] // size * size + graph.col[place]
+    target = torch.searchsorted(members, wanted)
+    # Beyond the last member lies nothing; without members there is nothing to look up either.
+    inside = target < len(members)
+    inside = inside & (members[target.clamp_max(len(members) - 1)] == wanted) if len(members) else inside
+    return torch.stack([owner[inside], target[inside]]), graph.edge[place[inside]]
