@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -193,7 +193,14 @@ def read_titles(path: Path, title_field: str, *, item_field: str = "item_id") ->
     return titles
 
 
-def read_requests(path: Path) -> dict[str, list[str]]:
+class Request(NamedTuple):
+    """An item of a user's history and the line it stands on."""
+
+    item: str
+    line: int
+
+
+def read_requests(path: Path) -> dict[str, list[Request]]:
     """Histories by user from a CSV file with the columns user, item and, if there is one, timestamp.
 
     With timestamps each user's events are put in order, ties keep the order of the file; without, the order of the
@@ -212,7 +219,7 @@ def read_requests(path: Path) -> dict[str, list[str]]:
             )
     u, i = header.index("user"), header.index("item")
     t = header.index("timestamp") if "timestamp" in header else None
-    events: dict[str, list[tuple[float, str]]] = {}
+    events: dict[str, list[tuple[float, Request]]] = {}
     for number, line in lines:
         row = _fields(line)
         if len(row) != len(header):
@@ -221,10 +228,10 @@ def read_requests(path: Path) -> dict[str, list[str]]:
         if not user or not item:
             raise DataError(f"{path}, line {number}: empty {'item' if user else 'user'}")
         time = 0.0 if t is None else parse_time(row[t], path, number)
-        events.setdefault(user, []).append((time, item))
+        events.setdefault(user, []).append((time, Request(item, number)))
     if not events:
         raise DataError(f"{path}: a header and no events")
-    return {user: [item for _, item in sorted(row, key=lambda e: e[0])] for user, row in events.items()}
+    return {user: [event for _, event in sorted(row, key=lambda e: e[0])] for user, row in events.items()}
 
 
 def parse_time(text: str, path: Path, number: int) -> float:

@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from seqgraph_mamba4rec.model import Recommendation
+    from seqgraph_mamba4rec.reading import Request
 
 _Lists = dict[str, list["Recommendation"]]
 
@@ -53,9 +54,9 @@ def recommend(
 
 
 def recommend_users(
-    model: Any, histories: dict[str, list[str]], path: Path, *, k: int, filter_seen: bool, skip_unknown: bool
+    model: Any, histories: dict[str, list[Request]], path: Path, *, k: int, filter_seen: bool, skip_unknown: bool
 ) -> _Lists:
-    """Lists by user; errors name the file and the user instead of a number.
+    """Lists by user; errors name the file and the line.
 
     Raises:
         DataError: for an item that the model does not know, unless it is to be skipped, and for a user whose items
@@ -65,17 +66,17 @@ def recommend_users(
 
     known = set(model.assets.get("item_ids", ()))
     for user, history in histories.items():
-        strange = [item for item in history if item not in known]
+        strange = [event for event in history if event.item not in known]
         if strange and not skip_unknown:
             raise DataError(
-                f"{path}: user {user!r}: item {strange[0]!r} was not in the training data",
+                f"{path}, line {strange[0].line}: item {strange[0].item!r} was not in the training data",
                 "pass --skip-unknown to leave such items out",
             )
         if len(strange) == len(history):
             raise DataError(f"{path}: user {user!r} has no item that the model knows", "take this user out of the file")
-    rows = model.recommend(
-        list(histories.values()), k=k, filter_seen=filter_seen, on_unknown="skip" if skip_unknown else "error"
-    )
+    on_unknown = "skip" if skip_unknown else "error"
+    items = [[event.item for event in row] for row in histories.values()]
+    rows = model.recommend(items, k=k, filter_seen=filter_seen, on_unknown=on_unknown)
     return dict(zip(histories, rows, strict=True))
 
 
@@ -111,14 +112,14 @@ def _write(path: Path, lists: _Lists) -> None:
     typer.echo(f"{path}: {len(lists)} users")
 
 
-def _show(lists: _Lists, histories: dict[str, list[str]], titles: dict[str, str]) -> None:
+def _show(lists: _Lists, histories: dict[str, list[Request]], titles: dict[str, str]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     for user, row in lists.items():
-        last = ", ".join(titles.get(item, item) for item in histories[user][-3:])
+        last = ", ".join(titles.get(event.item, event.item) for event in histories[user][-3:])
         table = Table(title=escape(f"user {user} (last: {last})"), title_justify="left")
         table.add_column("rank", justify="right")
         table.add_column("item")

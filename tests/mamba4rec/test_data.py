@@ -266,9 +266,9 @@ def test_titles(tmp_path):
 def test_requests(tmp_path):
     path = tmp_path / "u.csv"
     write(path, "timestamp,user,item\n3,u,c\n1,u,a\n\n1,u,b\n9,v,x\n")
-    assert read_requests(path) == {"u": ["a", "b", "c"], "v": ["x"]}
+    assert read_requests(path) == {"u": [("a", 3), ("b", 5), ("c", 2)], "v": [("x", 6)]}
     write(path, "user,item\nu,c\nu,a\n")
-    assert read_requests(path) == {"u": ["c", "a"]}
+    assert read_requests(path) == {"u": [("c", 2), ("a", 3)]}
     for content, message in [
         ("user,film\nu,a\n", "no column 'item'"),
         ("user,item\n", "no events"),
