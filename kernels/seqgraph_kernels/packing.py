@@ -55,5 +55,9 @@ def expect(name: str, tensor: Tensor | None, shape: tuple[int, ...], like: Tenso
 
 def float_rows(values: Tensor) -> Tensor:
     """fp32 with neighbouring elements in a row; rows may lie apart, as slices of a projection do."""
-    values = values.float()
+    return unit_rows(values.float())
+
+
+def unit_rows(values: Tensor) -> Tensor:
+    """The same tensor, or a copy where neighbouring elements of a row lie apart."""
     return values if values.stride(-1) == 1 or values.shape[-1] <= 1 else values.contiguous()
