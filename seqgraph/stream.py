@@ -185,7 +185,11 @@ class TokenStream:
             if not -self.num_segments <= index < self.num_segments:
                 raise IndexError(f"segment {index} of {self.num_segments}")
             index = [index]
-        chosen = every[index if isinstance(index, slice | Tensor) else torch.as_tensor(list(index), device=self.device)]
+        if not isinstance(index, slice | Tensor):
+            index = list(index)
+            # An empty list would come out as float32, which chooses nothing.
+            index = torch.as_tensor(index, dtype=None if index else torch.int64, device=self.device)
+        chosen = every[index]
         lengths = self.lengths[chosen]
         total = int(lengths.sum())
         starts = lengths.cumsum(0) - lengths
@@ -253,7 +257,7 @@ class TokenStream:
             reduce: "sum" or "mean" over the tokens of a thing, or its "last" token in stream order.
 
         Returns:
-            (num_sources, ...) in the dtype of ``values``.
+            (num_sources, ...) in the dtype of ``values``; the mean of integers is float32.
         """
         shape = (num_sources, *self.values.shape[1:])
         if reduce == "last":
@@ -268,28 +272,23 @@ class TokenStream:
             )
         if reduce not in ("sum", "mean"):
             raise ValueError(f"reduce must be sum, mean or last, not {reduce!r}")
-        total = self.values.new_zeros(shape).index_add(0, self.source, self.values)
-        if reduce == "sum":
-            return total
-        return total / _counts(self.source, num_sources, self.values)
+        return _add_up(self.values, self.source, num_sources, reduce)
 
     def pool(self, reduce: Pool = "mean") -> Tensor:
         """One vector a segment, (S, ...); an empty segment gives zeros."""
         lengths, shape = self.lengths, (self.num_segments, *self.values.shape[1:])
+        if reduce in ("sum", "mean"):
+            return _add_up(self.values, self.segment, self.num_segments, reduce)
+        if reduce not in ("max", "first", "last"):
+            raise ValueError(f"reduce must be sum, mean, max, first or last, not {reduce!r}")
         if not self.num_tokens:
             return self.values.new_zeros(shape)
         if reduce in ("first", "last"):
             border = self.cu_seqlens[:-1] if reduce == "first" else self.cu_seqlens[1:] - 1
             picked = self.values[border.long().clamp(0, self.num_tokens - 1)]
             return torch.where((lengths > 0).view(-1, *[1] * (self.values.ndim - 1)), picked, picked.new_zeros(()))
-        segment = self.segment
-        if reduce == "max":
-            index = segment.view(-1, *[1] * (self.values.ndim - 1)).expand_as(self.values)
-            return self.values.new_zeros(shape).scatter_reduce(0, index, self.values, "amax", include_self=False)
-        if reduce not in ("sum", "mean"):
-            raise ValueError(f"reduce must be sum, mean, max, first or last, not {reduce!r}")
-        total = self.values.new_zeros(shape).index_add(0, segment, self.values)
-        return total if reduce == "sum" else total / _counts(segment, self.num_segments, self.values)
+        index = self.segment.view(-1, *[1] * (self.values.ndim - 1)).expand_as(self.values)
+        return self.values.new_zeros(shape).scatter_reduce(0, index, self.values, "amax", include_self=False)
 
     def equal(self, other: TokenStream) -> bool:
         """Whether every field is the same, bit by bit."""
@@ -305,10 +304,16 @@ class TokenStream:
         return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
-def _counts(index: Tensor, size: int, values: Tensor) -> Tensor:
-    """How often each number occurs, at least 1, shaped to divide (size, ...)."""
-    counts = torch.bincount(index, minlength=size).clamp_min(1)
-    return counts.to(values.dtype if values.is_floating_point() else torch.float32).view(-1, *[1] * (values.ndim - 1))
+def _add_up(values: Tensor, index: Tensor, size: int, reduce: Literal["sum", "mean"]) -> Tensor:
+    """Sum or mean of the values (T, ...) with the same index (T,), as (size, ...); nothing adds up to zeros."""
+    # Counting by ones, bfloat16 stops at 256 and float16 at 2,048.
+    wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    total = wide.new_zeros(size, *values.shape[1:]).index_add(0, index, wide)
+    if reduce == "mean":
+        counts = torch.bincount(index, minlength=size).clamp_min(1)
+        counts = counts.to(wide.dtype if wide.is_floating_point() else torch.float32)
+        total = total / counts.view(-1, *[1] * (values.ndim - 1))
+    return total.to(values.dtype) if values.is_floating_point() else total
 
 
 def _join(parts: Iterable[Tensor], lengths: Tensor, name: str, dtype: torch.dtype) -> Tensor:
