@@ -1,0 +1,1 @@
+"""Multivariate forecasting for seqgraph: a token per variate."""
