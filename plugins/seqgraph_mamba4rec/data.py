@@ -15,6 +15,7 @@ from torch import Tensor
 
 from seqgraph.errors import DataError
 from seqgraph.stream import TokenStream
+from seqgraph.tokenize.history import histories
 from seqgraph.train.task import Dataset, Split
 from seqgraph_mamba4rec.reading import Events, find_inter, read_inter, read_text, read_titles
 
@@ -103,9 +104,10 @@ class ExampleList(Sequence[Example]):
 class HistoryDataset(Dataset):
     """Events as histories, split leave-one-out. Subclasses only read.
 
-    A user's events are sorted by time; ties keep the order of the file. Of a user with at least three events the
-    last is the test and the last but one the validation target; users with fewer are for training only. Item ids
-    are numbered from 0 by first appearance in the file (RecBole's ids minus one).
+    A user's events are sorted by time; ties keep the order of the file. The last event is the test target and the
+    last but one the validation target; a user with two events has only the former, a user with one is for training
+    only (all of it as in RecBole, and as in :func:`seqgraph.tokenize.leave_one_out`). Item ids are numbered from 0
+    by first appearance in the file (RecBole's ids minus one).
 
     Args:
         events: what was read.
@@ -135,13 +137,11 @@ class HistoryDataset(Dataset):
         self.max_history, self.examples = max_history, examples
         self.item_ids, self.user_ids = events.item_ids, events.user_ids
         self.titles = titles or {}
-        # lexsort and stable argsort both keep the order of the file among equals.
-        order = np.argsort(events.users, kind="stable")
-        if events.times is not None:
-            order = np.lexsort((events.times, events.users))
-        self.items = events.items[order]
-        counts = np.bincount(events.users, minlength=len(self.user_ids))
-        self.borders = np.concatenate([[0], counts.cumsum()])
+        columns = {"user": events.users, "item": events.items, "time": events.times}
+        stream = histories(columns, num_users=len(self.user_ids))
+        self.items = stream.values.numpy()
+        self.borders = stream.cu_seqlens.numpy().astype(np.int64)
+        counts = np.diff(self.borders)
         if not (counts >= 3).any():
             raise DataError(
                 f"{events.path}: no user has three events, so there is nothing to hold out", "lower data.k_core"
@@ -155,7 +155,7 @@ class HistoryDataset(Dataset):
 
     @property
     def num_users(self) -> int:
-        """Users, those too short for evaluation included."""
+        """Users, those with a single event included."""
         return len(self.user_ids)
 
     def split(self, name: Split) -> ExampleList:
@@ -171,7 +171,7 @@ class HistoryDataset(Dataset):
     def _train_stop(self) -> np.ndarray:
         """Where each user's training events end."""
         counts = np.diff(self.borders)
-        return self.borders[1:] - np.where(counts >= 3, 2, 0)
+        return self.borders[1:] - (counts > 1) - (counts > 2)
 
     def _train(self) -> ExampleList:
         first, last = self.borders[:-1], self._train_stop() - 1
@@ -187,7 +187,7 @@ class HistoryDataset(Dataset):
         return ExampleList(self.items, start, stop, None, every=self.examples == "histories")
 
     def _held_out(self, name: Split) -> ExampleList:
-        users = np.flatnonzero(np.diff(self.borders) >= 3)
+        users = np.flatnonzero(np.diff(self.borders) >= (2 if name == "test" else 3))
         first, stop = self.borders[users], self.borders[users + 1] - (1 if name == "test" else 2)
         start = np.maximum(first, stop - self.max_history) if self.max_history else first
         return ExampleList(self.items, start, stop, first, every=False)
@@ -308,7 +308,7 @@ class Sequences(HistoryDataset):
 
 def _read(path: Path, order: Literal["timestamp", "recbole", "file"], **fields: str) -> Events:
     events = read_inter(path, order="file" if order == "file" else "timestamp", **fields)
-    if order == "recbole":
+    if order == "recbole" and events.times is not None:
         from seqgraph_mamba4rec.recbole_adapter import rounded_times
 
         events = replace(events, times=rounded_times(events.times))

@@ -118,7 +118,7 @@ class Mamba4Rec(nn.Module):
     def _initialise(self, init: str) -> None:
         kept = set()
         if init == "mamba":
-            kept = {id(m) for layer in self.layers for m in layer.mixer.modules()}
+            kept = {id(m) for mixer in self.modules() if isinstance(mixer, Mamba) for m in mixer.modules()}
         for module in self.modules():
             if id(module) in kept or not isinstance(module, nn.Linear | nn.Embedding):
                 continue

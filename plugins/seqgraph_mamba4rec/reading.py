@@ -154,7 +154,8 @@ def read_text(path: Path, *, layout: Literal["histories", "pairs"] = "histories"
     Raises:
         DataError: for a line without an item, a user with two lines (histories), or a line that is no pair.
     """
-    users, items, where = _Codes(), _Codes(), {}
+    users, items = _Codes(), _Codes()
+    where: dict[str, int] = {}
     for number, line in read_lines(path):
         user, *row = line.split()
         if layout == "pairs" and len(row) != 1:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import Metric
 
 from seqgraph.stream import TokenStream
 from seqgraph.train.task import Dataset, Split, Task
@@ -36,45 +35,67 @@ class NextItem(Task):
         self.monitor = f"NDCG@{k}"
         self.budget = memory_mib << 20
         self.k = k
-        self.by_name = make_metrics(k)
+        self.ranked = Metrics(k)
 
     def training_step(self, batch: HistoryBatch) -> dict[str, Tensor]:
         """Mean cross-entropy over the batch's predictions."""
         hidden = self.model(batch.stream).values[batch.at]  # (P, D)
-        loss = softmax_loss(hidden, self.model.item_embedding.weight, batch.target, budget=self.budget)
+        loss = softmax_loss(hidden, self._items(), batch.target, budget=self.budget)
         return {"loss": loss, "size": torch.tensor(len(batch.target))}
 
     def evaluation_step(self, batch: HistoryBatch) -> dict[str, Tensor]:
         """Rank every item for every user of the batch, in blocks of users; returns the mean cross-entropy."""
         users = self.model(batch.stream).values[batch.at]  # (S, D)
-        items = self.model.item_embedding.weight
+        items, seen = self._items(), batch.seen
+        if seen is None:
+            raise ValueError("a training batch cannot be evaluated: it does not say what the users have seen")
         total = users.new_zeros((), dtype=torch.float64)
         for block in user_blocks(len(users), len(items), self.budget):
             scores = (users[block] @ items.T).float()  # (block, V)
             target = batch.target[block]
             total += F.cross_entropy(scores, target, reduction="sum")
-            update(self.by_name, scores, target, batch.seen[block])
+            self.ranked.update(scores, target, seen[block])
         return {"loss": total / max(1, len(users)), "size": torch.tensor(len(users))}
 
-    def metrics(self) -> dict[str, Metric]:
+    def _items(self) -> Tensor:
+        """The item vectors that the softmax is tied to, (V, D)."""
+        return cast(nn.Embedding, self.model.item_embedding).weight
+
+    def metrics(self) -> dict[str, RankMetric]:
         """``{HR,NDCG,MRR}@k`` and ``{HR,NDCG,MRR}@k-unseen``."""
-        return dict(self.by_name.items())
+        return self.ranked.by_name()
 
     def baseline(self, data: Dataset) -> dict[str, float]:
         """Popularity in the training events, by the same evaluator, on the test split."""
         return popularity(data, k=self.k, budget=self.budget)
 
 
-def make_metrics(k: int) -> nn.ModuleDict:
-    """The six metrics by name."""
-    return nn.ModuleDict({f"{kind}@{k}{suffix}": RankMetric(kind, k) for suffix in ("", "-unseen") for kind in KINDS})
+class Metrics(nn.Module):
+    """The six metrics by name, both protocols updated from the same scores.
 
+    Args:
+        k: length of the lists that are judged.
+    """
 
-def update(metrics: nn.ModuleDict, scores: Tensor, target: Tensor, seen: TokenStream) -> None:
-    """Add some users, scores (S, V) and right items (S,), to the metrics of both protocols."""
-    every, unseen = rank_of(scores, target), rank_of(without_seen(scores, seen), target)
-    for name, metric in metrics.items():
-        metric.update(unseen if name.endswith("-unseen") else every)
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.of = nn.ModuleDict(
+            {f"{kind}@{k}{suffix}": RankMetric(kind, k) for suffix in ("", "-unseen") for kind in KINDS}
+        )
+
+    def by_name(self) -> dict[str, RankMetric]:
+        """Name to metric."""
+        return {name: metric for name, metric in self.of.items() if isinstance(metric, RankMetric)}
+
+    def update(self, scores: Tensor, target: Tensor, seen: TokenStream) -> None:
+        """Add some users: scores (S, V), right items (S,), and per user the items seen."""
+        every, unseen = rank_of(scores, target), rank_of(without_seen(scores, seen), target)
+        for name, metric in self.by_name().items():
+            metric.update(unseen if name.endswith("-unseen") else every)
+
+    def compute(self) -> dict[str, float]:
+        """Name to value."""
+        return {name: float(metric.compute()) for name, metric in self.by_name().items()}
 
 
 def popularity(data: Dataset, split: Split = "test", *, k: int = 10, budget: int = 256 << 20) -> dict[str, float]:
@@ -82,8 +103,8 @@ def popularity(data: Dataset, split: Split = "test", *, k: int = 10, budget: int
     if not isinstance(data, HistoryDataset):
         return {}
     counts = data.train_counts().float()
-    examples, metrics = data.split(split), make_metrics(k)
+    examples, metrics = data.split(split), Metrics(k)
     for block in user_blocks(len(examples), len(counts), budget):
         batch: Any = data.collate(examples[block])
-        update(metrics, counts.expand(len(batch.target), -1), batch.target, batch.seen)
-    return {name: float(metric.compute()) for name, metric in metrics.items()}
+        metrics.update(counts.expand(len(batch.target), -1), batch.target, batch.seen)
+    return metrics.compute()

@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqgraph.errors import DataError
+from seqgraph.stream import TokenStream
+from seqgraph.tokenize.history import leave_one_out
 from seqgraph_mamba4rec.config import MovieLens100KConfig, RecBoleInterConfig, SequencesConfig
 from seqgraph_mamba4rec.data import HistoryDataset, MovieLens100K, RecBoleInter, Sequences
 from seqgraph_mamba4rec.reading import read_requests
@@ -35,6 +37,10 @@ def histories(data: HistoryDataset) -> dict[str, list[str]]:
     return {u: names[a:b].tolist() for u, a, b in zip(data.user_ids, data.borders, data.borders[1:])}
 
 
+def histories_of(data: HistoryDataset) -> TokenStream:
+    return TokenStream.from_lengths(torch.from_numpy(data.items), np.diff(data.borders))
+
+
 def text(tmp_path, rows: dict[str, list[str]]):
     return write(tmp_path / "s.txt", "".join(f"{u} {' '.join(items)}\n" for u, items in rows.items()))
 
@@ -53,13 +59,20 @@ def test_leave_one_out(tmp_path):
     data = Sequences(text(tmp_path, {"u": list("abcde"), "short": list("ab"), "one": ["c"]}), max_history=2)
     name = data.item_ids
     test, valid = data.split("test"), data.split("valid")
-    assert len(test) == len(valid) == 1  # two events are not enough to hold two out
+    assert len(test) == 2 and len(valid) == 1  # of two events only the last is held out, of one none
+    assert [name[i] for i in test[1].history] == ["a"] and [name[i] for i in test[1].target] == ["b"]
     assert [name[i] for i in test[0].history] == ["c", "d"] and [name[i] for i in test[0].target] == ["e"]
     assert [name[i] for i in test[0].seen] == list("abcd")  # all of it, beyond max_history too
     assert [name[i] for i in valid[0].history] == ["b", "c"] and [name[i] for i in valid[0].target] == ["d"]
     pairs = [(name[i], name[t]) for e in data.split("train") for i, t in zip(e.history, e.target)]
-    assert sorted(pairs) == [("a", "b"), ("a", "b"), ("b", "c")]
-    assert data.train_counts().tolist() == [2, 2, 2, 0, 0]  # of the held-out user a, b, c; all of the others
+    assert sorted(pairs) == [("a", "b"), ("b", "c")]
+    assert data.train_counts().tolist() == [2, 1, 2, 0, 0]  # a, b, c of u; a of short; c of one
+    cut = leave_one_out(histories_of(data), max_history=2)
+    for mine, core in ((test, cut.test), (valid, cut.valid)):
+        batch = data.collate(mine[:])
+        assert torch.equal(batch.target, core.target)
+        assert torch.equal(batch.stream.values, core.prefix.values)
+        assert torch.equal(batch.stream.cu_seqlens, core.prefix.cu_seqlens)
 
 
 @given(
@@ -79,7 +92,7 @@ def test_every_training_event_is_predicted_once_from_what_came_before_it(
     data = Sequences(path, max_history=max_history, examples=examples)
     train = data.split("train")
     predicted = [t for e in train for t in e.target.tolist()]
-    wanted = [i for a, b in pairwise(starts) for i in range(a + 1, b - (2 if b - a >= 3 else 0))]
+    wanted = [i for a, b in pairwise(starts) for i in range(a + 1, b - (b - a > 1) - (b - a > 2))]
     assert sorted(predicted) == wanted
     for e, length in zip(train, data.lengths("train"), strict=True):
         assert 1 <= len(e) == length <= (max_history or 12)

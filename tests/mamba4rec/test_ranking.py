@@ -15,7 +15,7 @@ from seqgraph.stream import TokenStream
 from seqgraph_mamba4rec.data import MovieLens100K, Sequences
 from seqgraph_mamba4rec.loss import softmax_loss
 from seqgraph_mamba4rec.ranking import RankMetric, rank_of, top_k, user_blocks, without_seen
-from seqgraph_mamba4rec.task import make_metrics, popularity, update
+from seqgraph_mamba4rec.task import Metrics, popularity
 
 needs_recbole = pytest.mark.skipif(
     importlib.util.find_spec("recbole") is None, reason="RecBole is not installed (no wheel of ray 2.6.3 for it)"
@@ -104,11 +104,11 @@ def test_same_metrics_as_recboles_evaluator_on_the_same_scores(masked):
     rows = [torch.randperm(60, generator=g)[:12] for _ in range(400)]
     seen = TokenStream.from_ragged([r[r != t] for r, t in zip(rows, target)])
     for k in (1, 5, 10):
-        metrics = make_metrics(k)
-        update(metrics, scores, target, seen)
+        metrics = Metrics(k)
+        metrics.update(scores, target, seen)
         theirs = evaluate_scores(scores, target, seen=seen if masked else None, k=k)
         suffix = "-unseen" if masked else ""
-        ours = {name: float(metrics[name + suffix].compute()) for name in theirs}
+        ours = {name: metrics.compute()[name + suffix] for name in theirs}
         assert ours == pytest.approx(theirs, abs=1e-9)
         assert 0 < theirs[f"HR@{k}"] < 1
 
