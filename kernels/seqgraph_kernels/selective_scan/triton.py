@@ -106,7 +106,7 @@ class _Launch:
         BD = max(16, min(1024 // BN, 1 << (self.E - 1).bit_length())) if self.E else 16
         self.blocks = -(-self.E // BD)
         warps = max(1, BD * BN // 1024)
-        self.tile = {"N": self.N, "BN": BN, "BD": BD, "SPAN": SPAN, "num_warps": warps}
+        self.tile = {"N": self.N, "BN": BN, "BD": BD, "SPAN": SPAN, "num_warps": warps, "enable_fp_fusion": True}
         self.rounds = max(self.S - 1, 0).bit_length()
         # A stand-in with this shape carries dtype and device for states.
         self.states = torch.empty(0, self.S, self.N, self.padded, device=args.x.device)

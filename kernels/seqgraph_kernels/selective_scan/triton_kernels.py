@@ -85,7 +85,7 @@ def local_states(
 ):  # fmt: skip
     """What each span adds to the state behind it (or, ADJOINT, before it) from zero, and its sum of steps."""
     slot = tl.program_id(0)
-    _, bos, eos, start, stop = find_span(cu_ptr, slot, S, rounds, SPAN)
+    _s, bos, eos, start, stop = find_span(cu_ptr, slot, S, rounds, SPAN)
     # The last span that the walk visits has nobody to tell.
     if REVERSE != ADJOINT:
         needed = (start > bos) & (start < stop)
@@ -103,7 +103,7 @@ def local_states(
                 t = (stop - 1 - i).to(tl.int64)
             else:
                 t = (start + i).to(tl.int64)
-            step, _ = load_step(dt_ptr, dt_stride, bias_ptr, t, d, live, HAS_BIAS, SOFTPLUS)
+            step, _raw = load_step(dt_ptr, dt_stride, bias_ptr, t, d, live, HAS_BIAS, SOFTPLUS)
             a = tl.exp2(step * A)
             if ADJOINT:
                 dy = load_gated(grad_ptr, z_ptr, z_stride, t, E, d, live, HAS_Z)
@@ -187,7 +187,7 @@ def outputs(
                 if opens:
                     row = bos // CHUNK + s + (t - bos) // CHUNK
                     tl.store(check_ptr + (row * N + n) * padded + d, h, mask=live & real)
-            step, _ = load_step(dt_ptr, dt_stride, bias_ptr, t, d, live, HAS_BIAS, SOFTPLUS)
+            step, _raw = load_step(dt_ptr, dt_stride, bias_ptr, t, d, live, HAS_BIAS, SOFTPLUS)
             x = tl.load(x_ptr + t * x_stride + d, mask=live, other=0.0).to(tl.float32)
             b = tl.load(B_ptr + t * N + n, mask=real, other=0.0)
             c = tl.load(C_ptr + t * N + n, mask=real, other=0.0)
@@ -268,7 +268,7 @@ def gradients(
                     else:
                         t = (low + i).to(tl.int64)
                     tl.store(scratch + i * (BD * BN) + tile, h)
-                    step, _ = load_step(dt_ptr, dt_stride, bias_ptr, t, dd, live, HAS_BIAS, SOFTPLUS)
+                    step, _raw = load_step(dt_ptr, dt_stride, bias_ptr, t, dd, live, HAS_BIAS, SOFTPLUS)
                     x = tl.load(x_ptr + t * x_stride + dd, mask=live, other=0.0).to(tl.float32)
                     b = tl.load(B_ptr + t * N + n, mask=real, other=0.0)
                     h = tl.exp2(step[:, None] * A) * h + (step * x)[:, None] * b[None, :]
