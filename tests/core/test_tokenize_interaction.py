@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from itertools import pairwise
 from types import SimpleNamespace
@@ -156,3 +157,29 @@ def test_what_is_wrong_is_named():
     nobody = SimpleNamespace(sequences=[], edge_index=torch.empty(2, 0, dtype=torch.int64))
     assert interaction_contexts(nobody).validate().num_segments == 0
     assert interaction_contexts(good, walks=0).validate().num_segments == 0
+
+
+def test_contexts_of_a_real_network(shared_data):
+    """SHS27k (GNN-PPI): 1,690 human proteins, 7,624 interactions; positive contexts join what interacts."""
+    folder = shared_data / "protein" / "ppi_shs27k"
+    with gzip.open(folder / "protein.SHS27k.sequences.dictionary.tsv.gz", "rt") as file:
+        names, sequences = zip(*(line.split() for line in file), strict=True)
+    number = {name: i for i, name in enumerate(names)}
+    with gzip.open(folder / "protein.actions.SHS27k.STRING.txt.gz", "rt") as file:
+        next(file)
+        pairs = {tuple(sorted((number[a], number[b]))) for a, b, *_ in (line.split("\t") for line in file)}
+    assert (len(names), len(pairs)) == (1690, 7624)
+    data = SimpleNamespace(sequences=sequences, names=names, edge_index=torch.tensor(sorted(pairs)).T)
+    stream = interaction_contexts(data, proteins=3, p=0.5, q=2, negatives=0.5, generator=seeded()).validate()
+    assert stream.num_segments == 1690
+    alphabet = ProteinAlphabet(links=True)
+    joined = 0
+    for context in stream.unbind():
+        path = context.source[context.values == alphabet.cls_id].tolist()
+        links = context.values[context.role == EDGE].tolist()
+        for a, b, link in zip(path, path[1:], links, strict=False):
+            assert ((min(a, b), max(a, b)) in pairs) == (link == alphabet.edge_id)
+            joined += link == alphabet.edge_id
+    # The field notes' median of a context of three is 1,398 tokens for uniform walks.
+    assert 1000 < stream.lengths.double().median() < 1800
+    assert 1400 < joined < 2000
