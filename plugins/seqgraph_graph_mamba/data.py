@@ -45,6 +45,9 @@ class GraphDataset(Dataset):
         DataError: when a split is empty, or a training target is never known.
     """
 
+    # BatchNorm: on ESOL, batches of equal sizes cost 0.4 of RMSE
+    length_buckets = False
+
     def __init__(
         self,
         table: GraphTable,

@@ -78,8 +78,10 @@ def parse_smiles(smiles: str, where: str) -> Chem.Mol:
         DataError: for text that RDKit refuses, and for a molecule without atoms (which RDKit reads from an empty
             text, and which PyG's ``from_smiles`` also returns for a malformed one).
     """
+    # RDKit stops reading at a NUL and would take what is before it
+    readable = isinstance(smiles, str) and "\x00" not in smiles
     with rdBase.BlockLogs():
-        molecule = Chem.MolFromSmiles(smiles) if isinstance(smiles, str) else None
+        molecule = Chem.MolFromSmiles(smiles) if readable else None
     if molecule is None:
         raise DataError(f"{where}: {smiles!r} is not a SMILES that RDKit can read", "correct it or leave it out")
     if not molecule.GetNumAtoms():

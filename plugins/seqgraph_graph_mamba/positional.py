@@ -14,7 +14,6 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from seqgraph_graph_mamba.gated_gcn import RowNorm
 from seqgraph_graph_mamba.graph import Graph, GraphBatch
 
 Encoding = Literal["none", "rwse", "laplacian"]
@@ -114,15 +113,19 @@ def encode_batch(batch: GraphBatch, kind: Encoding, size: int) -> Tensor | None:
 
 
 class RandomWalkEncoder(nn.Module):
-    """Batch norm and a linear layer on landing probabilities (V, K) -> (V, d_out), as GraphGPS."""
+    """A linear layer on landing probabilities (V, K) -> (V, d_out).
+
+    GraphGPS puts a batch norm before it. A step that is rare in training (3, where few molecules have a ring of
+    three) then has next to no running variance, and the first such ring at inference is a value of a hundred, which
+    Mamba's products of its input raise to a million. Probabilities need no norm.
+    """
 
     def __init__(self, steps: int, d_out: int) -> None:
         super().__init__()
-        self.norm = RowNorm(steps)
         self.linear = nn.Linear(steps, d_out)
 
     def forward(self, pe: Tensor, graphs: GraphBatch) -> Tensor:
-        return self.linear(self.norm(pe))
+        return self.linear(pe)
 
 
 class LaplacianEncoder(nn.Module):

@@ -56,7 +56,10 @@ def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """
     text = read_text(path)
     delimiter = "\t" if ".tsv" in path.suffixes else ","
-    rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
+    except csv.Error as error:
+        raise DataError(f"{path} is not a CSV file: {error}") from error
     if len(rows) < 2:
         raise DataError(
             f"{path} has {'a header but no rows' if rows else 'no header'}", "it must be a CSV with a header"

@@ -24,7 +24,14 @@ class Dataset:
     """Where examples come from. Subclass it and register a descriptor for it.
 
     The constructor takes the fields of the descriptor's config class as keywords.
+
+    Attributes:
+        length_buckets: whether training batches may be made of examples of like length, which balances work. Set it
+            to False where length tells about the target and the model normalises over a batch: batch statistics of
+            small examples alone, or of large ones, are not those of inference.
     """
+
+    length_buckets: bool = True
 
     def split(self, name: Split) -> Sequence[Any]:
         """The examples of one split; indexable, and cheap to index."""
