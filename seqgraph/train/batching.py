@@ -32,14 +32,16 @@ class TokenBatches:
     left out. Process r takes batches r, r + world, …, so that ``world`` processes and ``accumulate=world`` on one
     process see the same examples in each step.
 
-    An example longer than the budget goes alone: the budget is broken rather than the example. An empty example
-    counts as one token.
+    An example longer than the budget goes alone: the budget is broken rather than the example. Where every batch
+    is a single example and they do not divide by the processes, the smallest are joined, above the budget. An empty
+    example counts as one token.
 
     Args:
         lengths: tokens of each example, (n,).
         max_tokens: the budget.
         max_items: examples of a batch at most; None for no limit.
         shuffle: whether each epoch has its own order; without it the examples come as they are.
+        buckets: whether shuffled batches hold examples of like length; see ``Dataset.length_buckets``.
         seed: of the order.
         rank: this process.
         world: the number of processes.
@@ -57,6 +59,7 @@ class TokenBatches:
         *,
         max_items: int | None = None,
         shuffle: bool = True,
+        buckets: bool = True,
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
@@ -70,7 +73,7 @@ class TokenBatches:
         if max_tokens < 1 or (max_items is not None and max_items < 1):
             raise ConfigError("max_tokens and max_items must be at least 1")
         self.max_tokens, self.max_items = max_tokens, max_items
-        self.shuffle, self.seed, self.rank, self.world = shuffle, seed, rank, world
+        self.shuffle, self.buckets, self.seed, self.rank, self.world = shuffle, buckets, seed, rank, world
         self.epoch, self.position = 0, 0
         self.limit: int | None = None
         self._plan: tuple[int, list[np.ndarray]] | None = None
@@ -136,6 +139,7 @@ class TokenBatches:
         generator = np.random.default_rng([self.seed, epoch])
         if self.shuffle:
             generator.shuffle(order)
+        if self.shuffle and self.buckets:
             each = max(1, int(self.max_tokens / self.lengths.mean()))
             pool = _POOL * (min(each, self.max_items) if self.max_items else each)
             order = order[np.lexsort((self.lengths[order], np.arange(len(order)) // pool))]
@@ -157,7 +161,11 @@ class TokenBatches:
         return batches
 
     def _divide(self, batches: list[np.ndarray]) -> None:
-        """Halve the largest batches until the processes get equally many, in place."""
+        """Make the number of batches a multiple of the processes, in place."""
+        if len(self.lengths) - len(batches) < -len(batches) % self.world:  # too few that could be halved
+            for _ in range(len(batches) % self.world):
+                batches.sort(key=lambda batch: -self.lengths[batch].sum())
+                batches[-2:] = [np.concatenate(batches[-2:])]
         while len(batches) % self.world:
             largest = max(range(len(batches)), key=lambda i: len(batches[i]))
             half = len(batches[largest]) // 2
@@ -214,6 +222,7 @@ def token_batches(
         max_tokens,
         max_items=max_items,
         shuffle=shuffle,
+        buckets=getattr(data, "length_buckets", True),
         seed=seed,
         rank=rank,
         world=world,

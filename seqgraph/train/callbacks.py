@@ -101,7 +101,8 @@ class Conductor(Callback):
         self.task.train()
         if threading.current_thread() is threading.main_thread():
             for name in (signal.SIGINT, signal.SIGTERM):
-                self._handlers[name] = signal.signal(name, self._ask)
+                if signal.getsignal(name) is not signal.SIG_IGN:  # as under nohup
+                    self._handlers[name] = signal.signal(name, self._ask)
         if self.state:
             set_rng(self.state["rng"][trainer.global_rank])
         elif trainer.global_rank:

@@ -21,7 +21,7 @@ from seqgraph.train import checkpoint
 from seqgraph.train.batching import token_batches
 from seqgraph.train.console import Console
 from seqgraph.train.evaluation import evaluate_task
-from seqgraph.train.state import seed_everything
+from seqgraph.train.state import Interrupted, seed_everything
 from seqgraph.train.store import RunFolder
 from seqgraph.train.task import Dataset, Task
 
@@ -97,10 +97,16 @@ def train(
     for seed in seeds:
         one = whole.model_copy(update={"seed": [seed]})
         inner = folder if len(seeds) == 1 else folder / f"seed-{seed}"
-        results.append(_train_one(one, data, seed, inner, resume, console, stop_after))
+        try:
+            results.append(_train_one(one, data, seed, inner, resume, console, stop_after))
+        except Interrupted as stop:
+            raise Interrupted(folder, stop.step) from None
+        finally:
+            _write_parent(folder, whole, inner)
     summary = _summary(folder, seeds, results)
     if len(seeds) > 1:
-        _write_summary(folder, whole, summary)
+        if _first():
+            checkpoint.write_file(folder / SUMMARY, json.dumps(summary.to_json(), indent=1) + "\n")
         console.table(f"\n{len(seeds)} seeds, test", *_summary_table(summary))
     return summary
 
@@ -271,13 +277,13 @@ def _summary(folder: Path, seeds: list[int], results: list[dict[str, Any]]) -> R
     return RunResult(folder, tuple(seeds), tuple(tests), mean, std, results[0]["baseline"])
 
 
-def _write_summary(folder: Path, config: RunConfig, summary: RunResult) -> None:
-    if not _first():
+def _write_parent(folder: Path, config: RunConfig, inner: Path) -> None:
+    """Several seeds: the configuration of one of them, with all seeds, so that the whole can be resumed."""
+    if inner == folder or not _first() or not (inner / checkpoint.CONFIG).is_file():
         return
-    first = checkpoint.read_json(folder / f"seed-{summary.seeds[0]}" / checkpoint.CONFIG)
+    first = checkpoint.read_json(inner / checkpoint.CONFIG)
     whole = {**first, "run": {**first["run"], "seed": list(config.seed)}}
     checkpoint.write_file(folder / checkpoint.CONFIG, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
-    checkpoint.write_file(folder / SUMMARY, json.dumps(summary.to_json(), indent=1) + "\n")
 
 
 def _summary_table(summary: RunResult) -> tuple[list[str], list[list[str]]]:

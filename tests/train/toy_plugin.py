@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 
 import numpy as np
 import torch
@@ -119,20 +118,18 @@ class ToyData(Dataset):
 
 class ToyTaskConfig(Config):
     fail_at: int | None = None
-    kill_at: int | None = None
     worsen: bool = False
-    pause: float = 0.0
 
 
 class ToyTask(Task):
     monitor = "mse"
     mode = "min"
 
-    def __init__(self, model, fail_at=None, kill_at=None, worsen=False, pause=0.0) -> None:
+    def __init__(self, model, fail_at=None, worsen=False) -> None:
         super().__init__(model)
         self.mse = torchmetrics.MeanSquaredError()
         self.register_buffer("mean", torch.zeros(()))
-        self.fail_at, self.kill_at, self.worsen, self.pause = fail_at, kill_at, worsen, pause
+        self.fail_at, self.worsen = fail_at, worsen
         self.steps = self.evaluations = 0
 
     def setup(self, data) -> None:
@@ -140,9 +137,9 @@ class ToyTask(Task):
 
     def training_step(self, batch):
         self.steps += 1
-        if self.steps == self.kill_at:
+        # As if someone pressed Ctrl-C during this batch.
+        if self.steps == int(os.environ.get("TOY_INTERRUPT_AT", 0)):
             os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(self.pause)
         error = self.model(batch.stream) + self.mean - batch.targets
         loss = error.square().mean()
         if self.steps == self.fail_at:
@@ -155,9 +152,7 @@ class ToyTask(Task):
         return {"loss": (output - batch.targets).square().mean(), "size": len(batch.targets)}
 
     def metrics(self):
-        if not self.worsen:
-            return {"mse": self.mse}
-        return {"mse": _Worse(self)}
+        return {"mse": _Worse(self) if self.worsen else self.mse}
 
     def baseline(self, data):
         return {"mse": float((data.split("test").targets - self.mean.cpu()).square().mean())}
