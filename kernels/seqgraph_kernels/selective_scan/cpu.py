@@ -29,7 +29,8 @@ def forward(args: ScanArguments, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     N, S, passes = args.A.shape[1], len(work.borders) - 1, len(work.passes)
     out = torch.empty(2, T, E) if args.stacked else torch.empty(T, E)
     end = torch.empty(passes, S, N, work.padded)
-    checkpoints = torch.empty(checkpoint_shape(args) if save else 0)
+    # Slots that no chunk uses are an output too, and must not differ from run to run.
+    checkpoints = torch.zeros(checkpoint_shape(args) if save else 0)
     rows = []
     for i, row in enumerate(work.reads):
         last = args.stacked or i == passes - 1

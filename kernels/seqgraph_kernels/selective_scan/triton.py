@@ -27,7 +27,8 @@ def forward(args: ScanArguments, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     # The first direction waits for the second one in fp32, so that their sum is rounded once.
     partial = x.new_empty((T, E), dtype=torch.float32) if summed else None
     end = first.states.new_empty(len(launches), *first.states.shape[1:])
-    checkpoints = torch.empty(checkpoint_shape(args) if save else 0, device=x.device)
+    # Slots that no chunk uses are an output too, and must not differ from run to run.
+    checkpoints = torch.zeros(checkpoint_shape(args) if save else 0, device=x.device)
     for i, launch in enumerate(launches):
         waits = summed and i == 0
         launch.forward(
