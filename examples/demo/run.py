@@ -80,6 +80,7 @@ def draw_molecule() -> str:
     """Caffeine, with its atoms in the order in which Graph-Mamba reads them."""
     from rdkit import Chem
     from rdkit.Chem import rdDepictor
+
     from seqgraph_graph_mamba.features import smiles_graph
 
     smiles = "Cn1cnc2c1c(=O)n(C)c(=O)n2C"
