@@ -8,11 +8,14 @@ from seqgraph.plugin import manager
 from seqgraph.plugin.manager import register
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
     from os import PathLike
 
     from torch import nn
 
+    from seqgraph.config import RunConfig
     from seqgraph.stream import TokenStream
+    from seqgraph.train.run import RunResult
 
 __all__ = ["create_model", "list_models", "load", "register", "tokenize", "train"]
 
@@ -72,8 +75,38 @@ def tokenize(name: str, data: Any, **kwargs: Any) -> TokenStream:
     return manager.resolve(manager.get("tokenizers", name))(data, **kwargs)
 
 
-def train(config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Train what a run configuration describes; see :func:`seqgraph.train.run.train`."""
+def train(
+    config: RunConfig | str | PathLike[str] | Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    *,
+    output: str | PathLike[str] | None = None,
+    data_root: str | PathLike[str] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> RunResult:
+    """Train, as ``seqgraph train`` does.
+
+    Args:
+        config: a preset's name, a YAML file, a run's folder, a mapping, or a configuration.
+        overrides: ``section.key=value`` texts, or ``seed=0,1,2``.
+        output: the run's folder; None for ``runs/`` and the name of the preset, file or model.
+        data_root: where the data are: ``data.root``.
+        resume: go on exactly where the run in the folder stopped.
+        quiet: print nothing.
+
+    Returns:
+        The metrics of each seed, their mean and spread, and the trivial predictor's.
+
+    Raises:
+        ConfigError: for a wrong configuration, naming the key.
+
+    Example::
+
+        result = sg.train("weather-nyc", ["train.epochs=1", "seed=0,1"], output="runs/weather")
+    """
+    from seqgraph.config import load_config
     from seqgraph.train import run
 
-    return run.train(config, *args, **kwargs)
+    whole = load_config(config, overrides, data_root=data_root)  # type: ignore[arg-type]
+    folder = run.default_output(config) if output is None else output
+    return run.train(whole, output=folder, resume=resume, quiet=quiet)  # type: ignore[arg-type]

@@ -103,7 +103,7 @@ def test_forecast_in_own_units(weather: Series) -> None:
 
 def test_preset_learns_more_than_the_best_trivial_forecast(tmp_path: Path) -> None:
     result = sg.train(
-        "weather-nyc", ["train.epochs=1", "model.d_model=32", "model.n_layers=1"], output=tmp_path / "run", quiet=True
+        "weather-nyc", ["train.epochs=1", "model.n_layers=1", "train.lr=3e-3"], output=tmp_path / "run", quiet=True
     )
     assert result.mean["mse"] < 0.9 * result.baseline["mse"]
     assert Forecasting.monitor == "mse"
