@@ -114,7 +114,5 @@ def test_collate_randomness_depends_on_the_batch_alone(toy):
 
 def test_workers_prepare_the_same_batches(toy):
     data = toy.ToyData(n=12, jitter=1.0)
-    here, there = (
-        [b.stream.values for b in token_batches(data, "train", 20, shuffle=True, workers=n)] for n in (0, 1)
-    )
+    here, there = ([b.stream.values for b in token_batches(data, "train", 20, shuffle=True, workers=n)] for n in (0, 1))
     assert len(here) == len(there) and all(torch.equal(a, b) for a, b in zip(here, there))

@@ -97,7 +97,7 @@ def test_a_field_that_the_data_give_may_be_missing_but_not_at_the_end(file):
 
 
 def test_files_that_are_no_configuration(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere.yaml"):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml")
     empty = tmp_path / "empty.yaml"
     empty.write_text("")
@@ -107,7 +107,7 @@ def test_files_that_are_no_configuration(tmp_path):
     broken.write_text("model: {name: a\ntrain: 3")
     with pytest.raises(ConfigError, match=r"broken.yaml line \d"):
         load_config(broken)
-    with pytest.raises(ConfigError, match="folder without config.json"):
+    with pytest.raises(ConfigError, match=r"folder without config\.json"):
         load_config(tmp_path)
     with pytest.raises(PluginError, match="no preset is named 'toy'"):
         load_config("toy")
