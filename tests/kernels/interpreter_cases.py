@@ -1,0 +1,56 @@
+"""Run the Triton kernels in Triton's interpreter and print each case's error as one line of JSON.
+
+A program and not a test: Triton decides when it decorates a kernel, so the variable must be set in a fresh process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from seqgraph_kernels import causal_conv1d, selective_scan
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import conv_case, distance, run, scan_case
+
+SCANS = {
+    "forward": {"options": False},
+    "reverse-all-options": {"direction": "reverse"},
+    "both-shared": {"direction": "both"},
+    "both-own": {"direction": "both", "own": True},
+    "both-own-apart": {"direction": "both", "own": True, "combine": "none"},
+}
+CONVOLUTIONS = {"reverse": {"direction": "reverse", "bias": False, "activation": None}}
+CONVOLUTIONS |= {"both": {"direction": "both"}, "both-own": {"direction": "both", "own": True}}
+
+
+def compare(op, case, dtype=torch.float32):
+    tensors, keywords = case
+    rounded = {k: v.to(dtype).double() if k in ("x", "dt", "z") else v for k, v in tensors.items()}
+    exact = run(op, rounded, keywords | {"backend": "reference"}, dtype=torch.float64)
+    return distance(run(op, rounded, keywords | {"backend": "triton"}, dtype=dtype), exact)
+
+
+def main() -> None:
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan(), "memory must start as NaN"
+    # Spans of one chunk, so that a segment of 35 tokens is cut in two and its state is handed on.
+    importlib.import_module("seqgraph_kernels.selective_scan.triton").SPAN = 32
+    for name, options in SCANS.items():
+        show(f"scan-{name}", compare(selective_scan, scan_case([0, 35, 3], 5, 3, **options)))
+    show("scan-bf16", compare(selective_scan, scan_case([4, 3], 5, 3), torch.bfloat16))
+    show("scan-empty", compare(selective_scan, scan_case([0, 0], 5, 3, direction="both")))
+    for name, options in CONVOLUTIONS.items():
+        show(f"conv-{name}", compare(causal_conv1d, conv_case([0, 3, 0, 66, 2], 5, 4, **options)))
+
+
+def show(name: str, result: tuple[float, str]) -> None:
+    print(json.dumps({"case": name, "error": result[0], "worst": result[1]}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
