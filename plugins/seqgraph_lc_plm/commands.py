@@ -13,23 +13,35 @@ _NUMBERS = re.compile(r"-?\d+(,-?\d+)*\Z")
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(help="A run of `seqgraph train`, or a checkpoint folder.")],
-    fasta: Annotated[Path, typer.Argument(help="Proteins: FASTA, plain or compressed.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run of `seqgraph train`, or a checkpoint folder.")],
+    fasta: Annotated[Path, typer.Argument(metavar="FASTA", help="Proteins: FASTA, plain or compressed.")],
     out: Annotated[str | None, typer.Argument(metavar="OUT", help="Folder to write into (or -o).")] = None,
     more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder to write into.")] = None,
     repr_layers: Annotated[
-        list[str] | None, typer.Option(help="Layers: 0 to n, or from the end. -1 by default. Several: 0 6 or 0,-1.")
+        list[str] | None,
+        typer.Option(
+            "--repr_layers", "--repr-layers", metavar="N ...", help="Layers: 0 to n, or from the end: 0 6, or 0,-1."
+        ),
     ] = None,
     include: Annotated[
-        list[str] | None, typer.Option(help="mean (the default), per_tok, bos. Several: mean per_tok.")
+        list[str] | None,
+        typer.Option("--include", metavar="KIND ...", help="mean (the default), per_tok, bos: mean per_tok."),
     ] = None,
-    toks_per_batch: Annotated[int, typer.Option(min=1, help="Tokens in one forward pass.")] = 16384,
-    truncation_seq_length: Annotated[int, typer.Option(min=0, help="Keep so many residues; 0 keeps all.")] = 0,
+    toks_per_batch: Annotated[
+        int, typer.Option("--toks_per_batch", "--toks-per-batch", min=1, help="Tokens in one forward pass.")
+    ] = 16384,
+    truncation_seq_length: Annotated[
+        int,
+        typer.Option(
+            "--truncation_seq_length", "--truncation-seq-length", min=0, help="Keep so many residues; 0 keeps all."
+        ),
+    ] = 0,
     nogpu: Annotated[bool, typer.Option("--nogpu", help="Use the CPU even where there is a GPU.")] = False,
     format: Annotated[Literal["pt", "safetensors", "npy"], typer.Option(help="Of the files.")] = "pt",
     on_invalid: Annotated[
-        Literal["error", "unk", "skip"], typer.Option(help="Letters that are no amino acids, and empty records.")
+        Literal["error", "unk", "skip"],
+        typer.Option("--on-invalid", "--on_invalid", help="Letters that are no amino acids, and empty records."),
     ] = "error",
     on_duplicate: Annotated[
         Literal["error", "number"], typer.Option(help="Names that occur twice: stop, or write name_2.")

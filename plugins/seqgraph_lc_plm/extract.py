@@ -183,7 +183,9 @@ class Extraction:
         target = out / f"{name}.{self.format}"
         with _reported(target), _staged(target) as path:
             if self.format == "pt":
-                torch.save({"label": label} | {KEYS[kind]: layers for kind, layers in result.items()}, path)
+                content = {"label": label} | {KEYS[kind]: layers for kind, layers in result.items()}
+                with path.open("wb") as file:  # given a path, torch writes the temporary name into the file
+                    torch.save(content, file)
             else:
                 flat = {f"{KEYS[kind]}.{i}": value for kind, layers in result.items() for i, value in layers.items()}
                 save_file(flat, path, metadata={"label": label})
