@@ -20,7 +20,7 @@ _PACKAGES = (
 
 def doctor(json: Json = False) -> None:
     """Show versions, devices, threads, the kernels' backends and the plugins, with what to do where something lacks."""
-    found = {
+    found: dict[str, Any] = {
         "python": {"version": platform.python_version(), "executable": sys.executable, "platform": platform.platform()},
         "packages": {name: _version(name) for name in _PACKAGES},
         "devices": _devices(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 import traceback
@@ -50,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except BrokenPipeError:  # the reader, "head" say, has seen enough
-            sys.stderr.close()
-            return 0
+            # Python flushes once more at the end, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return UNEXPECTED
         except (Exception, KeyboardInterrupt) as error:
             if line.debug:
                 traceback.print_exc()
@@ -165,7 +167,7 @@ def _explain(error: BaseException, command: str | None) -> int:
         return UNEXPECTED
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
-        path = context.command_path if context is not None else " ".join(["seqgraph", *[command] * bool(command)])
+        path = context.command_path if context is not None else f"seqgraph {command or ''}".strip()
         output.print_error(error.format_message(), f"see: {path} --help")
         return error.exit_code
     if "pydantic" in sys.modules:

@@ -216,8 +216,9 @@ class Manager:
 
     def _report_conflicts(self, kind: str) -> None:
         for entry in self._entries[kind]:
-            if entry.status in ("conflict", "broken") and entry.reason not in (entry.record.reason or ""):
-                self._report(entry.record, entry.reason or "", None)
+            reason = entry.reason or ""
+            if entry.status in ("conflict", "broken") and reason not in (entry.record.reason or ""):
+                self._report(entry.record, reason, None)
 
     def descriptors(self, kind: str) -> list[Descriptor]:
         """What can be asked for by name; some may still need an extra."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
@@ -35,10 +39,6 @@ def raise_unexpected() -> None:
     raise ZeroDivisionError("division\nby zero")
 
 
-def raise_broken_pipe() -> None:
-    raise BrokenPipeError
-
-
 def raise_validation() -> None:
     TinyConfig(d_modle=3)
 
@@ -66,8 +66,6 @@ def command(plugin_manager: Manager) -> Callable[[str], None]:
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Targets name this module, which pytest's importlib mode does not put into sys.modules under every name."""
-    import sys
-
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this())
 
 
@@ -247,6 +245,32 @@ def test_colour_only_on_a_terminal(program: Callable) -> None:
         assert "\x1b" not in result.out + result.err
     assert "\x1b[1;31m" in program("no-such-command", FORCE_COLOR="1").err
     assert "\x1b[1;31m" not in program("no-such-command", FORCE_COLOR="1", NO_COLOR="1").err
+
+
+def test_reader_that_has_seen_enough(tmp_path: Path) -> None:
+    for argv in (["orders", "--json"], ["--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run([sys.executable, "-m", "seqgraph", *argv], stdout=writer, stderr=-1, cwd=tmp_path)
+        os.close(writer)
+        assert done.stderr == b"", done.stderr
+        assert done.returncode == 1
+
+
+def test_interrupt_from_outside(tmp_path: Path) -> None:
+    file = tmp_path / "slow_command.py"
+    file.write_text(
+        "import time\nfrom seqgraph.plugin import Command, hookimpl\n"
+        "def slow():\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "@hookimpl\ndef seqgraph_commands():\n"
+        "    yield Command(name='slow', summary='Sleeps.', target='slow_command:slow')\n"
+    )
+    command = [sys.executable, "-m", "seqgraph", "-p", str(file), "slow"]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True, cwd=tmp_path) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "Interrupted: stopped by the user\n")
 
 
 def test_wide_rows_are_not_folded_for_a_pipe(plugin_manager: Manager, cli: Callable) -> None:
