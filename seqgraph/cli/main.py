@@ -125,8 +125,9 @@ def _add(app: typer.Typer, target: Any, command: Command, panel: str) -> None:
 
 
 def _help(function: Callable[..., Any]) -> str:
-    """A function's docstring without the sections that speak of Python."""
-    return _SECTION.sub("", inspect.getdoc(function) or "")
+    """A function's docstring without the sections that speak of Python, each paragraph on one line."""
+    text = _SECTION.sub("", inspect.getdoc(function) or "")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _stub() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import yaml
 from pydantic import BaseModel, ConfigDict
 
 import seqgraph
@@ -45,6 +46,9 @@ def raise_validation() -> None:
 
 def say(word: str = "hello", loud: bool = False) -> None:
     """Say a word.
+
+    A sentence that is
+    broken over two lines.
 
     Args:
         word: what to say.
@@ -119,6 +123,7 @@ def test_help_of_a_command_has_no_python_sections(command: Callable, cli: Callab
     command("say")
     result = cli("it", "--help")
     assert "Say a word." in result.out and "what to say" not in result.out
+    assert "A sentence that is broken over two lines." in result.out
 
 
 def test_no_arguments_print_the_help(cli: Callable) -> None:
@@ -182,6 +187,30 @@ def test_no_plugin_found_says_so(plugin_manager: Manager, cli: Callable) -> None
 def test_presets(plugin_manager: Manager, cli: Callable, tmp_path: Path) -> None:
     result = cli("presets", "show", "no-such")
     assert result.code == 2 and "no preset is named 'no-such'" in result.err
+
+
+def test_preset_that_ships(cli: Callable) -> None:
+    names = [row["name"] for row in json.loads(cli("presets", "--json").out)]
+    assert names
+    for name in names:
+        tree = yaml.safe_load(cli("presets", "show", name).out)
+        assert {"model", "data", "task"} <= set(tree)
+
+
+def test_doctor(cli: Callable) -> None:
+    found = json.loads(cli("doctor", "--json").out)
+    assert found["packages"]["torch"] and found["python"]["version"].startswith("3.")
+    assert {"selective_scan", "causal_conv1d"} <= {row["op"] for row in found["backends"]}
+    assert {row["name"] for row in found["plugins"]} >= {"core", "graph-mamba", "lc-plm", "mamba4rec"}
+    text = cli("doctor").out
+    for heading in ("Python", "Packages", "Devices", "Kernels", "Plugins"):
+        assert heading in text
+
+
+def test_doctor_survives_what_is_broken(cli: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "seqgraph_kernels", None)
+    result = cli("doctor")
+    assert result.code == 0 and "import of seqgraph_kernels halted" in result.out
 
 
 def test_loose_plugin_file(plugin_manager: Manager, cli: Callable, tmp_path: Path) -> None:
