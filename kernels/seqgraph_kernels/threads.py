@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
@@ -53,6 +54,16 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="seqgraph-kernels")
     return _pools[key]
+
+
+def zeros(*shape: int) -> Tensor:
+    """As torch.zeros, without waking torch's threads: they would spin on the cores that a scan is about to use."""
+    return torch.from_numpy(np.zeros(shape, dtype=np.float32))
+
+
+def add_up(partial: Tensor) -> Tensor:
+    """The sum over the first dimension, in its order, without waking torch's threads."""
+    return partial[0] if len(partial) == 1 else torch.from_numpy(partial.numpy().sum(axis=0))
 
 
 def group_segments(borders: list[int], span: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from seqgraph_kernels.causal_conv1d import cpu_kernels
 from seqgraph_kernels.causal_conv1d.arguments import ConvArguments
 from seqgraph_kernels.packing import check_borders, float_rows
-from seqgraph_kernels.threads import group_segments, run_items
+from seqgraph_kernels.threads import add_up, group_segments, run_items, zeros
 from seqgraph_kernels.vector import LANES
 
 # Segments shorter than this share a work item.
@@ -40,13 +40,13 @@ def backward(args: ConvArguments, grad_out: Tensor) -> dict[str, Tensor]:
     for i, row in enumerate(work.reads):
         own_weight = "weight_rev" if i == 1 and args.weight_rev is not None else "weight"
         own_bias = "bias_rev" if i == 1 and args.bias_rev is not None else "bias"
-        gweight = weights.setdefault(own_weight, torch.zeros(work.groups, width, work.padded))
-        gbias = biases.setdefault(own_bias, torch.zeros(work.groups, work.padded))
+        gweight = weights.setdefault(own_weight, zeros(work.groups, width, work.padded))
+        gbias = biases.setdefault(own_bias, zeros(work.groups, work.padded))
         rows.append((*row, grad_out[i].data_ptr(), gx.data_ptr(), gweight.data_ptr(), gbias.data_ptr(), int(i > 0)))
     work.run(cpu_kernels.backward_items, rows)
     grads = {"x": gx}
-    grads |= {name: value.sum(0)[:, :E].T.contiguous() for name, value in weights.items()}
-    return grads | {name: value.sum(0)[:E] for name, value in biases.items()}
+    grads |= {name: add_up(value)[:, :E].T.contiguous() for name, value in weights.items()}
+    return grads | {name: add_up(value)[:E] for name, value in biases.items()}
 
 
 class _Work:

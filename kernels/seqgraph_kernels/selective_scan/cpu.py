@@ -13,7 +13,7 @@ from torch import Tensor
 from seqgraph_kernels.packing import check_borders, float_rows
 from seqgraph_kernels.selective_scan import cpu_kernels
 from seqgraph_kernels.selective_scan.arguments import CHUNK, ScanArguments, checkpoint_shape
-from seqgraph_kernels.threads import group_segments, run_items
+from seqgraph_kernels.threads import add_up, group_segments, run_items, zeros
 from seqgraph_kernels.vector import LANES
 
 # Segments shorter than this share a work item.
@@ -30,7 +30,7 @@ def forward(args: ScanArguments, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     out = torch.empty(2, T, E) if args.stacked else torch.empty(T, E)
     end = torch.empty(passes, S, N, work.padded)
     # Slots that no chunk uses are an output too, and must not differ from run to run.
-    checkpoints = torch.zeros(checkpoint_shape(args) if save else 0)
+    checkpoints = zeros(*checkpoint_shape(args)) if save else torch.empty(0)
     rows = []
     for i, row in enumerate(work.reads):
         last = args.stacked or i == passes - 1
@@ -72,7 +72,7 @@ def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, che
                 total[own[name]] = torch.empty(blocks, T, N)
         for name, shape in (("A", (N, work.padded)), ("D", (work.padded,)), ("dt_bias", (work.padded,))):
             if fresh[name]:
-                total[own[name]] = torch.zeros(work.groups, *shape)
+                total[own[name]] = zeros(work.groups, *shape)
         address = {name: total[owner].data_ptr() for name, owner in own.items()}
         rows.append(
             (
@@ -104,11 +104,11 @@ def _finish(args: ScanArguments, total: dict[str, Tensor], dz: Tensor | None, st
     for owner, value in total.items():
         kind = owner.removesuffix("_rev")
         if kind in ("B", "C"):
-            value = value[0] if len(value) == 1 else value.sum(0)
+            value = add_up(value)
         elif kind == "A":
-            value = value.sum(0)[:, :E].T.contiguous()
+            value = add_up(value)[:, :E].T.contiguous()
         elif kind in ("D", "dt_bias"):
-            value = value.sum(0)[:E]
+            value = add_up(value)[:E]
         grads[owner] = value
     if dz is not None:
         grads["z"] = dz
