@@ -66,8 +66,8 @@ class Conductor(Callback):
         self._handlers: dict[signal.Signals, Any] = {}
         self._clock = time.monotonic()
         self.latest: dict[str, float] = {}
-        if state:
-            folder.load_log(self.progress.epoch)
+        if state and not self.finished:
+            folder.go_on(self.progress.epoch, self.progress.best_epoch)
 
     @property
     def finished(self) -> bool:
@@ -148,13 +148,20 @@ class Conductor(Callback):
         """Evaluate, log, save, and see whether that was all."""
         self._check()
         progress, config = self.progress, self.config
-        trained = time.monotonic() - self._clock
-        row = self._train_row(trained)
+        seconds = progress.epoch_seconds = time.monotonic() - self._clock
+        # max_steps in mid epoch: what is saved is the place in the epoch, as if this evaluation had not been,
+        # so that a longer run goes on from it exactly.
+        cut = self.sampler.position < self.sampler.total()
+        state = self._task_state(trainer)
+        if cut:
+            self._save_last(trainer, state)
+        row = self._train_row(seconds)
         progress.epoch += 1
         self.console.stop()
-        last = progress.epoch >= config.epochs or (config.max_steps or 2**62) <= progress.step
         better = self.valid is None
-        if self.valid is not None and (progress.epoch % config.eval_every == 0 or last):
+        if self.valid is not None and (
+            progress.epoch % config.eval_every == 0 or cut or progress.epoch == config.epochs
+        ):
             self.latest = evaluate_task(self.task, self.valid, device=pl_module.device, precision=config.precision)
             row.update({f"valid_{name}": value for name, value in self.latest.items()})
             better = self._judge(self.latest)
@@ -162,14 +169,14 @@ class Conductor(Callback):
         progress.seconds += row["seconds"]
         self.folder.log(row)
         self.console.end_epoch(row, config.epochs, better and self.valid is not None)
-        self.sampler.seek(progress.epoch)
-        progress.begin_epoch()
-        state = self._task_state(trainer)
         if better:
-            self.folder.save("best", state, results=self._results())
-        self._save_last(trainer, state)
-        self.limit()
-        if self.finished:
+            self.folder.save("best", state, results=self._results(), set_aside=cut)
+        if not cut:
+            self.sampler.seek(progress.epoch)
+            progress.begin_epoch()
+            self._save_last(trainer, state)
+            self.limit()
+        if cut or self.finished:
             trainer.should_stop = True
         elif self._stopping(trainer, always=True):
             raise Stop

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,10 @@ from seqgraph.train.card import model_card
 
 _FREE = ("epochs", "max_steps", "patience", "workers", "accelerator", "devices", "checkpoint_every")
 """Settings of ``train`` that may differ when a run is resumed; with the others it would be another run."""
+
+
+_ASIDE = ".best.whole"
+"""The best checkpoint of whole epochs, while ``best`` is of an epoch that ``max_steps`` cut short."""
 
 
 @dataclass
@@ -81,6 +86,7 @@ class RunFolder:
         *,
         results: Mapping[str, Any],
         trainer: Mapping[str, Any] | None = None,
+        set_aside: bool = False,
     ) -> None:
         """Write the checkpoint ``best`` or ``last``.
 
@@ -89,9 +95,13 @@ class RunFolder:
             state: the task's ``state_dict``: the model's tensors begin with "model.".
             results: goes to ``metrics.json``.
             trainer: what training needs to go on.
+            set_aside: keep the one before, for a run that goes on from before these weights.
         """
         if not self.writes:
             return
+        if set_aside and (self.path / which).exists():
+            shutil.rmtree(self.path / _ASIDE, ignore_errors=True)
+            (self.path / which).rename(self.path / _ASIDE)
         name, fields = _named(self.config["model"])
         model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
         checkpoint.save(
@@ -129,9 +139,21 @@ class RunFolder:
         return checkpoint.load_trainer(self.path / "last") if (self.path / "last").is_dir() else None
 
     # ------------------------------------------------------------------ log
-    def load_log(self, epochs: int) -> None:
-        """Take up the log of a run that goes on, up to the epoch that it goes on from."""
+    def go_on(self, epochs: int, best_epoch: int) -> None:
+        """Take up log and best weights where a run goes on.
+
+        Args:
+            epochs: the epochs that are complete; later rows of the log are dropped.
+            best_epoch: the best of them; 0 where none was evaluated.
+        """
         self.rows = [row for row in read_log(self.path) if row["epoch"] <= epochs]
+        if not self.writes:
+            return
+        best, aside = self.path / "best", self.path / _ASIDE
+        if aside.exists() or not best_epoch:
+            shutil.rmtree(best, ignore_errors=True)
+        if aside.exists():
+            aside.rename(best)
 
     def log(self, row: dict[str, Any]) -> None:
         """Add an epoch to ``log.jsonl`` and ``log.csv``."""

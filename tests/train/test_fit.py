@@ -226,10 +226,25 @@ def test_early_stopping_and_best(toy_config, tmp_path):
         assert len(file.readlines()) == 7
 
 
-def test_max_steps_ends_in_mid_epoch_with_an_evaluation(toy_config, tmp_path):
-    train(toy_config(train__max_steps=5, train__accumulate=2), output=tmp_path / "run", quiet=True)
-    rows = log(tmp_path / "run")
-    assert rows[-1]["step"] == 5 and "valid_mse" in rows[-1]
+@pytest.mark.parametrize("worsen", [False, True])
+def test_max_steps_cuts_an_epoch_and_more_steps_go_on_exactly(toy_config, tmp_path, worsen):
+    """The cut epoch is evaluated, and may hold the best weights, but leaves no trace in a run that goes on."""
+    config = {**NOISY, "train__schedule": "constant", "train__warmup": 0, "task__worsen": worsen}
+    train(toy_config(**config), output=tmp_path / "whole", quiet=True)
+    per_epoch = log(tmp_path / "whole")[0]["step"]
+    run = tmp_path / "run"
+    for steps in (2, per_epoch + 2):
+        first = not run.exists()
+        train(toy_config(**config, train__max_steps=steps), output=run, resume=not first, quiet=True)
+        rows = log(run)
+        assert rows[-1]["step"] == steps and "valid_mse" in rows[-1] and len(rows) == 1 + (steps > per_epoch)
+        assert json.loads((run / "metrics.json").read_text())["steps"] == steps
+    train(toy_config(**config), output=run, resume=True, quiet=True)
+    assert same(weights(run), weights(tmp_path / "whole"))
+    if not worsen:  # that metric counts its evaluations
+        assert same(weights(run, "best"), weights(tmp_path / "whole", "best"))
+        assert without_times(log(run)) == without_times(log(tmp_path / "whole"))
+    assert sorted(p.name for p in run.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
 
 
 def test_several_seeds(toy_config, tmp_path, capsys):
