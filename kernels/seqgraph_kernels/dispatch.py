@@ -38,8 +38,8 @@ def use_backend(name: str) -> Iterator[None]:
         _forced.pop()
 
 
-def choose(op: str, backend: str | None, tensors: tuple[Tensor | None, ...]) -> str:
-    """Name the backend that is to run ``op`` on these tensors.
+def choose(op: str, backend: str | None, x: Tensor, *others: Tensor | None) -> str:
+    """Name the backend that is to run ``op`` on ``x`` and the other tensors.
 
     Order: the argument, the innermost ``use_backend``, the environment variable SEQGRAPH_BACKEND, the device.
 
@@ -47,8 +47,8 @@ def choose(op: str, backend: str | None, tensors: tuple[Tensor | None, ...]) -> 
         BackendError: when a backend was forced and cannot run on these tensors.
     """
     forced = backend or (_forced[-1] if _forced else os.environ.get("SEQGRAPH_BACKEND") or None)
-    device = tensors[0].device.type
-    double = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    device = x.device.type
+    double = any(t is not None and t.dtype == torch.float64 for t in (x, *others))
     if forced is None:
         return _preferred(device, double)
     _check_name(forced)

@@ -20,32 +20,32 @@ DOUBLE = (torch.zeros(3, 2, dtype=torch.float64),)
 
 
 def test_the_device_and_the_dtype_decide():
-    assert dispatch.choose("selective_scan", None, X) == "cpu"
-    assert dispatch.choose("selective_scan", None, DOUBLE) == "reference"
+    assert dispatch.choose("selective_scan", None, *X) == "cpu"
+    assert dispatch.choose("selective_scan", None, *DOUBLE) == "reference"
 
 
 def test_argument_over_context_over_environment(monkeypatch):
     monkeypatch.setenv("SEQGRAPH_BACKEND", "reference")
-    assert dispatch.choose("selective_scan", None, X) == "reference"
+    assert dispatch.choose("selective_scan", None, *X) == "reference"
     with use_backend("cpu"):
-        assert dispatch.choose("selective_scan", None, X) == "cpu"
+        assert dispatch.choose("selective_scan", None, *X) == "cpu"
         with use_backend("reference"):
-            assert dispatch.choose("selective_scan", None, X) == "reference"
-        assert dispatch.choose("selective_scan", "reference", X) == "reference"
-    assert dispatch.choose("selective_scan", None, X) == "reference"
+            assert dispatch.choose("selective_scan", None, *X) == "reference"
+        assert dispatch.choose("selective_scan", "reference", *X) == "reference"
+    assert dispatch.choose("selective_scan", None, *X) == "reference"
 
 
 def test_a_context_ends_with_its_exception():
     with pytest.raises(KeyError), use_backend("reference"):
         raise KeyError
-    assert dispatch.choose("selective_scan", None, X) == "cpu"
+    assert dispatch.choose("selective_scan", None, *X) == "cpu"
 
 
 def test_forcing_what_cannot_run_says_why(monkeypatch):
     with pytest.raises(BackendError, match=r"'triton'.*(on cpu|not installed)"):
         selective_scan(*X, *X, -torch.ones(2, 1), torch.ones(3, 1), torch.ones(3, 1), backend="triton")
     with pytest.raises(BackendError, match="fp64"):
-        dispatch.choose("selective_scan", "cpu", DOUBLE)
+        dispatch.choose("selective_scan", "cpu", *DOUBLE)
     with pytest.raises(BackendError, match="no backend 'gpu'"), use_backend("gpu"):
         pass
     monkeypatch.setenv("SEQGRAPH_BACKEND", "nonsense")

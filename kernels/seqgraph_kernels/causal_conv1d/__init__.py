@@ -68,7 +68,7 @@ def causal_conv1d(
         expect(name, tensor, shape, x)
     cu_seqlens = segment_borders(cu_seqlens, x)
     tensors = (x, weight, bias, weight_rev, bias_rev)
-    chosen = choose("causal_conv1d", backend, tensors)
+    chosen = choose("causal_conv1d", backend, *tensors)
     if chosen == "reference":
         out = reference.forward(ConvArguments(*tensors, cu_seqlens, direction, activation or ""))
     else:

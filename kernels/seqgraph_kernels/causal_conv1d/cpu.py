@@ -25,7 +25,7 @@ def forward(args: ConvArguments) -> Tensor:
     """Output in the dtype of x, (directions, T, E)."""
     work = _Work(args)
     out = torch.empty(len(work.reads), *args.x.shape)
-    rows = [(*row, out[i].data_ptr()) for i, row in enumerate(work.reads)]
+    rows: list[tuple[int, ...]] = [(*row, out[i].data_ptr()) for i, row in enumerate(work.reads)]
     work.run(cpu_kernels.forward_items, rows)
     return out.to(args.x.dtype)
 
@@ -36,7 +36,9 @@ def backward(args: ConvArguments, grad_out: Tensor) -> dict[str, Tensor]:
     E, width = args.weight.shape
     grad_out = grad_out.float().contiguous()
     gx = torch.empty(args.x.shape)
-    weights, biases, rows = {}, {}, []
+    weights: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
+    rows: list[tuple[int, ...]] = []
     for i, row in enumerate(work.reads):
         own_weight = "weight_rev" if i == 1 and args.weight_rev is not None else "weight"
         own_bias = "bias_rev" if i == 1 and args.bias_rev is not None else "bias"

@@ -30,10 +30,10 @@ SHARED = types.UniTuple(INT, 7)
 FORWARD = types.UniTuple(INT, 6)
 # x x_stride weight bias | reverse grad_out | gradients of: x weight bias | x written before
 BACKWARD = types.UniTuple(INT, 10)
-options = {"nogil": True, "error_model": "numpy"}
+compiled = njit(nogil=True, error_model="numpy")
 
 
-@njit(**options)
+@compiled
 def window(x, x_stride, weight, bias, padded, width, t, past, direction, channel, lanes):
     """The convolution before its activation, for the token ``t`` with ``past`` tokens before it."""
     y = load(bias, channel) if bias else splat(0.0)
@@ -43,7 +43,7 @@ def window(x, x_stride, weight, bias, padded, width, t, past, direction, channel
     return y
 
 
-@njit(**options)
+@compiled
 def forward_segment(shared, one, bos, eos, channel):
     E, padded, width, _, _, _, silu = shared
     x, x_stride, weight, bias, reverse, out = one
@@ -58,7 +58,7 @@ def forward_segment(shared, one, bos, eos, channel):
         store_first(out, t * E + channel, y, lanes)
 
 
-@njit(**options)
+@compiled
 def backward_segment(shared, one, bos, eos, group, channel):
     E, padded, width, _, _, _, silu = shared
     x, x_stride, weight, bias, reverse, grad_out, gx, gweight, gbias, shared_x = one
@@ -88,7 +88,7 @@ def backward_segment(shared, one, bos, eos, group, channel):
     store(gbias, group * padded + channel, sum_bias)
 
 
-@njit(types.void(SHARED, FORWARD, FORWARD, INT, INT, INT, INT), cache=True, **options)
+@njit(types.void(SHARED, FORWARD, FORWARD, INT, INT, INT, INT), cache=True, nogil=True, error_model="numpy")
 def forward_items(shared, first, second, passes, scratch, begin, stop):
     """Run the items from ``begin`` to ``stop``; item = group of segments * channel blocks + channel block."""
     _, padded, _, vectors, cu, groups, _ = shared
@@ -103,7 +103,7 @@ def forward_items(shared, first, second, passes, scratch, begin, stop):
                     forward_segment(shared, second, bos, eos, v * LANES)
 
 
-@njit(types.void(SHARED, BACKWARD, BACKWARD, INT, INT, INT, INT), cache=True, **options)
+@njit(types.void(SHARED, BACKWARD, BACKWARD, INT, INT, INT, INT), cache=True, nogil=True, error_model="numpy")
 def backward_items(shared, first, second, passes, scratch, begin, stop):
     """Run the items from ``begin`` to ``stop``, as :func:`forward_items` does."""
     _, padded, _, vectors, cu, groups, _ = shared

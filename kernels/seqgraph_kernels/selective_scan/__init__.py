@@ -90,7 +90,7 @@ def selective_scan(
     )  # fmt: skip
     _check(args)
     tensors = (x, dt, A, B, C, D, z, dt_bias, *second, state)
-    chosen = choose("selective_scan", backend, tensors)
+    chosen = choose("selective_scan", backend, *tensors)
     if chosen == "reference":
         out, final = reference.forward(args)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -53,11 +53,11 @@ class ScanArguments:
 
     def passes(self) -> list[Pass]:
         """One entry per direction, the second with its own tensors where it has any."""
-        own = (self.x, self.dt, self.A, self.B, self.C, self.D, self.dt_bias)
+        first = Pass(self.x, self.dt, self.A, self.B, self.C, self.D, self.dt_bias, False)
         other = (self.x_rev, self.dt_rev, self.A_rev, self.B_rev, self.C_rev, self.D_rev, self.dt_bias_rev)
-        second = tuple(b if a is None else a for a, b in zip(other, own))
-        tensors = [own, second]
-        return [Pass(*tensors[i], reverse) for i, reverse in enumerate(directions_of(self.direction))]
+        changed: dict[str, Any] = {name: t for name, t in zip(Pass._fields, other) if t is not None}
+        given = [first, first._replace(**changed)]
+        return [given[i]._replace(reverse=reverse) for i, reverse in enumerate(directions_of(self.direction))]
 
     @property
     def stacked(self) -> bool:

@@ -57,7 +57,7 @@ def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, che
     N, blocks = args.A.shape[1], work.blocks
     grad_out = grad_out.float().contiguous()
     ends = None if grad_end is None else work.states(grad_end)
-    start = None if args.initial_state is None else torch.empty_like(work.start)
+    start = None if work.start is None else torch.empty_like(work.start)
     dz = torch.empty(T, E) if args.z is not None else None
     total: dict[str, Tensor] = {}
     rows = []

@@ -38,11 +38,11 @@ SHARED = types.UniTuple(INT, 12)
 FORWARD = types.UniTuple(INT, 18)
 # the first 15 of FORWARD | gradients of: out end x dt z B C A D bias start | written before: x dt z B C
 BACKWARD = types.UniTuple(INT, 31)
-options = {"nogil": True, "error_model": "numpy"}
+compiled = njit(nogil=True, error_model="numpy")
 LN2 = math.log(2.0)
 
 
-@njit(**options)
+@compiled
 def step_size(dt, row, channel, lanes, bias, soft):
     """dt after bias and softplus, and the argument of the softplus."""
     raw = load_first(dt, row + channel, lanes)
@@ -53,7 +53,7 @@ def step_size(dt, row, channel, lanes, bias, soft):
     return raw, raw
 
 
-@njit(**options)
+@compiled
 def load_state(states, row, channel, h, N, padded, zero):
     """Fill the state of 16 channels, (N, 16), from (.., N, padded), or with zeros where there is none."""
     for n in range(N):
@@ -63,13 +63,13 @@ def load_state(states, row, channel, h, N, padded, zero):
             store(h, n * LANES, zero)
 
 
-@njit(**options)
+@compiled
 def save_state(states, row, channel, h, N, padded):
     for n in range(N):
         store(states, (row * N + n) * padded + channel, load(h, n * LANES))
 
 
-@njit(**options)
+@compiled
 def forward_segment(shared, one, s, first_channel, vectors, scratch):
     """Scan one segment for ``vectors`` times 16 channels."""
     _, E, padded, N, K, _, cu, _, z, z_stride, soft, save = shared
@@ -124,7 +124,7 @@ def forward_segment(shared, one, s, first_channel, vectors, scratch):
             save_state(end, s, first_channel + v * LANES, h + 4 * v * N * LANES, N, padded)
 
 
-@njit(types.void(SHARED, FORWARD, FORWARD, INT, INT, INT, INT), cache=True, **options)
+@njit(types.void(SHARED, FORWARD, FORWARD, INT, INT, INT, INT), cache=True, nogil=True, error_model="numpy")
 def forward_items(shared, first, second, passes, scratch, begin, stop):
     """Run the items from ``begin`` to ``stop``; item = group of segments * channel blocks + channel block."""
     padded, vectors, groups = shared[2], shared[5], shared[7]
@@ -138,7 +138,7 @@ def forward_items(shared, first, second, passes, scratch, begin, stop):
                 forward_segment(shared, second, s, block * vectors * LANES, here, scratch)
 
 
-@njit(**options)
+@compiled
 def accumulate(address, index, value, lanes, shared):
     """Write a gradient, or add it to the one that the other direction left there."""
     if shared:
@@ -146,7 +146,7 @@ def accumulate(address, index, value, lanes, shared):
     store_first(address, index, value, lanes)
 
 
-@njit(**options)
+@compiled
 def gated(grad_out, z, t, E, z_stride, channel, lanes):
     """The gradient of the ungated output."""
     dy = load_first(grad_out, t * E + channel, lanes)
@@ -156,7 +156,7 @@ def gated(grad_out, z, t, E, z_stride, channel, lanes):
     return dy
 
 
-@njit(**options)
+@compiled
 def state_row(shared, one, t0, steps, n, rate, channel, vectors_k, history, carry, h, lanes_B, lanes_C, gA):
     """One state row over one chunk: recompute it forward, then run the adjoint backward.
 
@@ -194,7 +194,7 @@ def state_row(shared, one, t0, steps, n, rate, channel, vectors_k, history, carr
     return carry, gA
 
 
-@njit(**options)
+@compiled
 def open_chunk(shared, one, grad_out, t0, steps, channel, vectors_k):
     """Fill dt, dt x, dy of a chunk, and clear the sums."""
     E, K, z, z_stride, soft = shared[1], shared[4], shared[8], shared[9], shared[10]
@@ -213,7 +213,7 @@ def open_chunk(shared, one, grad_out, t0, steps, channel, vectors_k):
             store(vectors_k + part * size, k * LANES, zero)
 
 
-@njit(**options)
+@compiled
 def close_chunk(shared, one, grads, group, t0, steps, channel, vectors_k):
     """Write the gradients per token and channel, add up those per channel."""
     E, padded, K, z, z_stride, soft = shared[1], shared[2], shared[4], shared[8], shared[9], shared[10]
@@ -253,7 +253,7 @@ def close_chunk(shared, one, grads, group, t0, steps, channel, vectors_k):
     store(gbias, here, add(load(gbias, here), sum_bias))
 
 
-@njit(**options)
+@compiled
 def backward_segment(shared, one, s, group, block, vectors, scratch):
     """Adjoint of one segment for ``vectors`` times 16 channels; ``block`` counts items' channel blocks."""
     T, _, padded, N, K, width, cu = shared[:7]
@@ -306,7 +306,7 @@ def backward_segment(shared, one, s, group, block, vectors, scratch):
             save_state(gstart, s, first_channel + v * LANES, carry + 4 * v * N * LANES, N, padded)
 
 
-@njit(types.void(SHARED, BACKWARD, BACKWARD, INT, INT, INT, INT), cache=True, **options)
+@njit(types.void(SHARED, BACKWARD, BACKWARD, INT, INT, INT, INT), cache=True, nogil=True, error_model="numpy")
 def backward_items(shared, first, second, passes, scratch, begin, stop):
     """Run the items from ``begin`` to ``stop``, as :func:`forward_items` does."""
     padded, vectors, groups = shared[2], shared[5], shared[7]

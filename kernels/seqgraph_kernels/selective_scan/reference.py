@@ -26,7 +26,8 @@ def forward(args: ScanArguments) -> tuple[Tensor, Tensor]:
         y, state = _scan(one, borders, args.dt_softplus, start, exact)
         outputs.append(y)
         states.append(state)
-    out = torch.stack(outputs) if args.combine == "none" and len(outputs) == 2 else sum(outputs)
+    out = torch.stack(outputs)
+    out = out if args.stacked else out.sum(0)
     if args.z is not None:
         out = out * F.silu(args.z.to(exact))
     return out.to(args.x.dtype), torch.stack(states)

@@ -25,7 +25,7 @@ def forward(args: ScanArguments, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     summed = len(launches) == 2 and not args.stacked
     out = x.new_empty((2, T, E) if args.stacked else (T, E))
     # The first direction waits for the second one in fp32, so that their sum is rounded once.
-    partial = x.new_empty((T, E), dtype=torch.float32) if summed else None
+    partial = x.new_empty((T, E) if summed else (0,), dtype=torch.float32)
     end = first.states.new_empty(len(launches), *first.states.shape[1:])
     # Slots that no chunk uses are an output too, and must not differ from run to run.
     checkpoints = torch.zeros(checkpoint_shape(args) if save else 0, device=x.device)
@@ -47,7 +47,7 @@ def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, che
     passes = len(args.passes())
     grad_out = grad_out.contiguous()
     total: dict[str, Tensor] = {}
-    starts = []
+    starts: list[Tensor] = []
     for i in range(passes):
         launch = _Launch(args, i)
         ends = None if grad_end is None else _pad(grad_end[i].float().transpose(1, 2), launch.padded)
@@ -66,8 +66,8 @@ def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, che
         for name, part in parts.items():
             owner = _owner(args, name, i)
             total[owner] = total[owner] + part if owner in total else part
-        starts.append(start)
-    if args.initial_state is not None:
+        starts += [] if start is None else [start]
+    if starts:
         total["initial_state"] = torch.stack(starts)[..., :E].transpose(2, 3).contiguous()
     return total
 
@@ -112,7 +112,7 @@ class _Launch:
         # A stand-in with this shape carries dtype and device for states.
         self.states = torch.empty(0, self.S, self.N, self.padded, device=args.x.device)
 
-    def _carry(self, adjoint: bool, grad_out: Tensor | None, gated: bool, first: Tensor | None, last: Tensor):
+    def _carry(self, adjoint: bool, grad_out: Tensor | None, gated: bool, first: Tensor | None, last: Tensor | None):
         """State, (slots, N, padded), that each span starts from (or, adjoint, the gradient that reaches it)."""
         carry = self.states.new_empty(self.slots, self.N, self.padded)
         steps = self.states.new_empty(self.slots, self.padded)
