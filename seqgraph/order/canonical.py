@@ -9,7 +9,7 @@ from seqgraph.order.graph import check_graph, count_graphs, lexsort, simple_edge
 from seqgraph.order.hashing import GOLDEN, mix64
 
 
-def canonical_key(edge_index: Tensor, num_nodes: int, batch: Tensor | None = None) -> Tensor:
+def canonical_key(edge_index: Tensor, num_nodes: int, batch: Tensor | None = None, *, rounds: int = 256) -> Tensor:
     """Stable colours of the Weisfeiler-Leman refinement (1-WL), on the simple undirected graph.
 
     Starts from the degrees and hashes each node's colour with the multiset of its neighbours' until no graph's number
@@ -21,6 +21,7 @@ def canonical_key(edge_index: Tensor, num_nodes: int, batch: Tensor | None = Non
         edge_index: (2, M) int64.
         num_nodes: V.
         batch: graph of each node, (V,) int64, sorted, or None.
+        rounds: stop refining after so many, which only a graph as long as a chain needs: a round sees one hop farther.
 
     Returns:
         Colours (V,) int64; their order means nothing but is always the same.
@@ -33,16 +34,17 @@ def canonical_key(edge_index: Tensor, num_nodes: int, batch: Tensor | None = Non
     colour = mix64(graph.degree + 1)
     classes = _count_classes(colour, batch)
     growing = torch.ones_like(classes, dtype=torch.bool)
-    while True:
+    for _ in range(rounds):
         around = torch.zeros_like(colour).index_add(0, graph.row, mix64(colour[graph.col]))
         refined = mix64(colour * GOLDEN + around)
         refined_classes = _count_classes(refined, batch)
         growing &= refined_classes > classes
         if not bool(growing.any()):
-            return colour
+            break
         # A graph that is done keeps its colours, else they would depend on the others in the batch.
         colour = torch.where(growing[batch], refined, colour)
         classes = refined_classes
+    return colour
 
 
 def _count_classes(colour: Tensor, batch: Tensor) -> Tensor:

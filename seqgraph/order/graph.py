@@ -101,7 +101,7 @@ class Adjacency:
         Returns:
             For each edge found, the place in ``nodes`` that it leaves from, and its place in ``col``; (F,) int64 both.
         """
-        counts = self.degree[nodes]
+        counts = self.rowptr[nodes + 1] - self.rowptr[nodes]
         owner = torch.repeat_interleave(torch.arange(len(nodes), device=nodes.device), counts)
         shift = self.rowptr[nodes] - (counts.cumsum(0) - counts)
         return owner, torch.arange(len(owner), device=nodes.device) + shift[owner]

@@ -52,9 +52,9 @@ def histories(data: Any, *, num_users: int | None = None, max_history: int | Non
     known = int(user.max()) + 1 if len(user) else 0
     if num_users is not None and num_users < known:
         raise DataError(f"user {known - 1} in row {int(user.argmax())}, but there are {num_users} users (from 0)")
-    row = lexsort([user] if time is None else [time, user])
+    order = lexsort([user] if time is None else [time, user])
     lengths = torch.bincount(user, minlength=known if num_users is None else num_users)
-    stream = TokenStream.from_lengths(item[row], lengths, source=row)
+    stream = TokenStream.from_lengths(item[order], lengths, source=order)
     return stream if max_history is None else keep_last(stream, max_history)
 
 

@@ -13,7 +13,7 @@ from seqgraph.errors import ConfigError, DataError
 from seqgraph.order.graph import check_graph, simple_edges
 from seqgraph.order.hashing import check_generator, draw_seed
 from seqgraph.stream import TokenStream
-from seqgraph.tokenize.protein import EDGE, ProteinAlphabet, Unknown
+from seqgraph.tokenize.protein import EDGE, RESIDUE, ProteinAlphabet, Unknown
 from seqgraph.tokenize.steps import below, draw_of, find, walk_streams
 
 _TRIES = 64
@@ -108,9 +108,9 @@ def node2vec_walks(
     """
     if not (p > 0 and q > 0):
         raise ConfigError(f"p {p}, q {q}", "both must be above 0")
-    arrays = _prepare(edge_index, num_nodes, starts, count, generator)
-    _node2vec(*(a.numpy() for a in arrays), float(p), float(q))
-    return arrays[-1]
+    rowptr, col, streams, paths = _prepare(edge_index, num_nodes, starts, count, generator)
+    _node2vec(rowptr.numpy(), col.numpy(), streams.numpy(), paths.numpy(), float(p), float(q))
+    return paths
 
 
 def negative_walks(
@@ -135,9 +135,9 @@ def negative_walks(
         DataError: for a malformed graph.
         ConfigError: for a count below 1.
     """
-    arrays = _prepare(edge_index, num_nodes, starts, count, generator)
-    _negative(*(a.numpy() for a in arrays))
-    return arrays[-1]
+    rowptr, col, streams, paths = _prepare(edge_index, num_nodes, starts, count, generator)
+    _negative(rowptr.numpy(), col.numpy(), streams.numpy(), paths.numpy())
+    return paths
 
 
 def _prepare(
@@ -157,7 +157,7 @@ def join_contexts(proteins: TokenStream, paths: Tensor, negative: Tensor) -> Tok
     """Write walks out as token sequences.
 
     Args:
-        proteins: one segment a protein, with roles.
+        proteins: one segment a protein; without roles, every token counts as RESIDUE.
         paths: protein indices, (C, n) int64, -1 behind the end.
         negative: which walks are linked by ``<no_edge>`` rather than ``<edge>``, (C,) bool.
 
@@ -178,7 +178,8 @@ def join_contexts(proteins: TokenStream, paths: Tensor, negative: Tensor) -> Tok
     values, source = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
     role = torch.full((total,), EDGE, dtype=torch.int8)
     owner = paths[seen]
-    values[place], source[place], role[place] = pieces.values, owner[pieces.segment], pieces.role
+    values[place], source[place] = pieces.values, owner[pieces.segment]
+    role[place] = torch.full_like(role[place], RESIDUE) if pieces.role is None else pieces.role
     kind = torch.where(negative, ProteinAlphabet.no_edge_id, ProteinAlphabet.edge_id)
     values[links], source[links] = kind[context[linked > 0]], owner[linked > 0]
     lengths = torch.zeros(len(paths), dtype=torch.int64).index_add(0, context, pieces.lengths + linked)

@@ -32,7 +32,8 @@ def uniform_step(graph: Adjacency, node: Tensor, draw: Tensor, previous: Tensor 
     Returns:
         Place of the edge in ``graph.col``, (W,) int64; -1 where no edge leaves.
     """
-    low, count = graph.rowptr[node], graph.degree[node]
+    low = graph.rowptr[node]
+    count = graph.rowptr[node + 1] - low
     number = (draw >> 33) & ((1 << 31) - 1)
     if previous is None:
         return torch.where(count > 0, low + (number * count >> 31), -1)
@@ -77,8 +78,8 @@ def random_walks(
     taken = torch.full_like(nodes, -1)
     streams = walk_streams(seed, len(starts), starts.device)
     if starts.device.type == "cpu":
-        arrays = (graph.rowptr, graph.col, starts, lengths, streams, nodes, taken)
-        _walk(*(a.numpy() for a in arrays), backtracking)
+        edges, walks = (graph.rowptr.numpy(), graph.col.numpy()), (starts.numpy(), lengths.numpy(), streams.numpy())
+        _walk(edges, walks, nodes.numpy(), taken.numpy(), backtracking)
         return nodes, taken
     nodes[:, 0] = starts
     for step in range(1, longest + 1):
@@ -126,7 +127,8 @@ def find(col, low, high, target):
 
 
 @numba.njit(cache=True, nogil=True)
-def _walk(rowptr, col, starts, lengths, streams, nodes, taken, backtracking):
+def _walk(edges, walks, nodes, taken, backtracking):
+    (rowptr, col), (starts, lengths, streams) = edges, walks
     for w in range(len(starts)):
         stream = np.uint64(streams[w])
         node, previous = starts[w], -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numba
@@ -35,8 +35,8 @@ class Walks:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Walks:
         """Move every field to a device."""
-        move = {"device": device, "non_blocking": non_blocking}
-        return Walks(self.stream.to(**move), self.edge.to(**move), self.features.to(**move))
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
+        return Walks(**moved)
 
 
 def walks(
@@ -109,8 +109,8 @@ def window_features(edge_index: Tensor, num_nodes: int, stream: TokenStream, win
     graph = simple_edges(edge_index, num_nodes)
     features = torch.zeros(stream.num_tokens, max(2 * window - 1, 0), device=stream.device)
     if stream.device.type == "cpu":
-        arrays = (graph.rowptr, graph.col, stream.source, stream.cu_seqlens, features)
-        _window(*(a.numpy() for a in arrays), window)
+        edges = graph.rowptr.numpy(), graph.col.numpy()
+        _window(edges, stream.source.numpy(), stream.cu_seqlens.numpy(), features.numpy(), window)
         return features
     return _window_torch(graph, stream, features, window)
 
@@ -128,7 +128,8 @@ def _window_torch(graph: Adjacency, stream: TokenStream, features: Tensor, windo
 
 
 @numba.njit(cache=True, nogil=True)
-def _window(rowptr, col, node, borders, features, window):
+def _window(edges, node, borders, features, window):
+    rowptr, col = edges
     for s in range(len(borders) - 1):
         for t in range(borders[s], borders[s + 1]):
             low, high = rowptr[node[t]], rowptr[node[t] + 1]
