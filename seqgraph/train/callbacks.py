@@ -255,7 +255,8 @@ class Conductor(Callback):
             return self.task.state_dict()
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        return get_model_state_dict(self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_model_state_dict(self.task, options=options)  # type: ignore[return-value]
 
     def _optimizer_state(self, trainer: Trainer) -> dict[str, Any]:
         optimizer = trainer.optimizers[0]

@@ -115,7 +115,7 @@ class Module(LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip the norm over all parameters, and keep it to be looked at."""
         norm = nn.utils.clip_grad_norm_(self.task.parameters(), self.settings.clip or math.inf)
-        self.norm = norm.full_tensor() if self.sharded else norm
+        self.norm = norm.full_tensor() if self.sharded else norm  # type: ignore[attr-defined]
 
 
 def fit(

@@ -221,7 +221,7 @@ def _train_one(
     if done is not None and done.get("steps") == progress.step:
         return done
     best = checkpoint.find(path)
-    results = {
+    results: dict[str, Any] = {
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "steps": progress.step,
@@ -245,16 +245,13 @@ def _evaluate(task: Task, data: Dataset, config: RunConfig, folder: Path, split:
 
     rank, world = shares(config.train)
     _load_weights(task, folder)
-    device = torch.device(device_type(config.train), torch.cuda.current_device() if _on_gpu(config) else None)
+    kind = device_type(config.train)
+    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
     tokens = config.train.eval_tokens or config.train.max_tokens
     shared = dist.is_available() and dist.is_initialized()
     rank, world = (rank, world) if shared else (0, 1)
     loader = token_batches(data, split, tokens, max_items=config.train.max_items, rank=rank, world=world)
     return evaluate_task(task.to(device), loader, device=device, precision=config.train.precision)
-
-
-def _on_gpu(config: RunConfig) -> bool:
-    return config.train.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def _load_weights(task: Task, folder: Path) -> None:

@@ -226,6 +226,7 @@ def test_early_stopping_and_best(toy_config, tmp_path):
         assert len(file.readlines()) == 7
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("worsen", [False, True])
 def test_max_steps_cuts_an_epoch_and_more_steps_go_on_exactly(toy_config, tmp_path, worsen):
     """The cut epoch is evaluated, and may hold the best weights, but leaves no trace in a run that goes on."""
