@@ -203,7 +203,7 @@ def _train_one(
     shares(config.train)
     seed_everything(seed)
     task, fields = build_task(config, data)
-    facts = {
+    facts: dict[str, Any] = {
         "data": data.fingerprint(),
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "splits": {name: len(data.split(name)) for name in ("train", "valid", "test")},
