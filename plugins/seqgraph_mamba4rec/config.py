@@ -34,6 +34,9 @@ class NextItemConfig(_Config):
     """Arguments of :class:`seqgraph_mamba4rec.task.NextItem`."""
 
     k: int = Field(10, gt=0, description="length of the lists that are judged")
+    select_by: Literal["all", "unseen"] = Field(
+        "all", description="the ranking whose NDCG picks the best epoch: of all items, or of those not seen"
+    )
     memory_mib: int = Field(256, gt=0, description="largest block of scores held at once, MiB")
 
 

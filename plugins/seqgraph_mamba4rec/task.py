@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +25,18 @@ class NextItem(Task):
     Args:
         model: encodes a stream of item ids to vectors (T, D) and has an ``item_embedding``.
         k: length of the lists that are judged.
+        select_by: the ranking whose NDCG on the validation events picks the best epoch: of "all" items, or of the
+            "unseen" ones.
         memory_mib: largest block of scores held at once, MiB.
     """
 
     mode = "max"
 
-    def __init__(self, model: nn.Module, k: int = 10, memory_mib: int = 256) -> None:
+    def __init__(
+        self, model: nn.Module, k: int = 10, select_by: Literal["all", "unseen"] = "all", memory_mib: int = 256
+    ) -> None:
         super().__init__(model)
-        self.monitor = f"NDCG@{k}"
+        self.monitor = f"NDCG@{k}" if select_by == "all" else f"NDCG@{k}-unseen"
         self.budget = memory_mib << 20
         self.k = k
         self.ranked = Metrics(k)

@@ -66,6 +66,10 @@ def test_the_plugin_registers_everything_and_stays_light():
 def test_presets_are_valid_and_say_what_they_are():
     strong = load_config("ml-100k")
     assert strong.model.fields["init"] == "mamba" and strong.data.name == "ml-100k"
+    model = manager.resolve(manager.get("models", "mamba4rec"))(5, d_model=16)
+    task = manager.resolve(manager.get("tasks", "next-item"))
+    monitors = [task(model, **part.task.fields).monitor for part in (strong, load_config("mamba4rec-faithful"))]
+    assert monitors == ["NDCG@10-unseen", "NDCG@10"]
     faithful = load_config("mamba4rec-faithful", data_root="x.txt")
     assert faithful.model.fields["init"] == "mamba4rec" and faithful.data.fields["examples"] == "prefixes"
     assert faithful.data.fields["root"] == "x.txt" and faithful.train.max_items == 2048
