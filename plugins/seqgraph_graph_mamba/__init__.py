@@ -1,1 +1,1 @@
-
+"""Graph-Mamba for seqgraph: molecules and other graphs. See README.md."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -72,7 +72,7 @@ class GraphDataset(Dataset):
         """The graphs of one split."""
         return GraphSubset(self.table, self.splits[name])
 
-    def lengths(self, name: Split) -> np.ndarray:
+    def lengths(self, name: Split) -> np.ndarray:  # type: ignore[override]  # indexable all the same
         """Nodes of each graph of a split."""
         return self.split(name).lengths
 
@@ -360,13 +360,13 @@ class SmilesCsv(GraphDataset):
 
 
 def _number_columns(names: Sequence[str], rows: Sequence[dict[str, str]]) -> list[str]:
-    def numbers(cells: Callable[[], Iterable[str]]) -> bool:
+    def numbers(name: str) -> bool:
         try:
-            return not all(np.isnan(read_number(cell, "")) for cell in cells())
+            return not np.isnan([read_number(row[name], "") for row in rows]).all()
         except DataError:
             return False
 
-    return [name for name in names if numbers(lambda name=name: (row[name] for row in rows))]
+    return [name for name in names if numbers(name)]
 
 
 def _make_splits(

@@ -26,9 +26,10 @@ class CodeEmbedding(nn.Module):
 
     def __init__(self, sizes: Sequence[int], d_model: int) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(size, d_model) for size in sizes)
-        for table in self.tables:
+        tables = [nn.Embedding(size, d_model) for size in sizes]
+        for table in tables:
             nn.init.xavier_uniform_(table.weight)
+        self.tables = nn.ModuleList(tables)
 
     def forward(self, codes: Tensor) -> Tensor:
         """(R, columns) int64 -> (R, D)."""
@@ -92,6 +93,7 @@ class EdgeEncoder(nn.Module):
         else:
             self.features = nn.Embedding(1, d_model)
         self.kind = features
+        self.columns = len(BOND_SIZES) if features == "bond" else int(d_edge or 0)
 
     def forward(self, batch: GraphBatch) -> Tensor:
         """The batch's edges, (M, D)."""
@@ -99,7 +101,6 @@ class EdgeEncoder(nn.Module):
             return self.features(batch.edge_index.new_zeros(batch.num_edges))
         if batch.num_edges == 0:
             # an edgeless batch has no features to embed, and may have no edge_attr at all
-            columns = len(BOND_SIZES) if self.kind == "bond" else self.features.in_features
             dtype = torch.int64 if self.kind == "bond" else batch.x.dtype
-            return self.features(torch.empty(0, columns, dtype=dtype, device=batch.device))
+            return self.features(torch.empty(0, self.columns, dtype=dtype, device=batch.device))
         return self.features(batch.edge_attr)

@@ -117,7 +117,7 @@ def check_codes(graph: Graph, where: str) -> None:
     Raises:
         DataError: for another number of columns, or a code out of its range (PyG's codes often are).
     """
-    columns = [("x", graph.x, ATOM_SIZES)]
+    columns: list[tuple[str, torch.Tensor | None, tuple[int, ...]]] = [("x", graph.x, ATOM_SIZES)]
     if graph.num_edges:
         columns.append(("edge_attr", graph.edge_attr, BOND_SIZES))
     hint = "make molecules with seqgraph_graph_mamba.features.smiles_graph; PyG's from_smiles has other codes"

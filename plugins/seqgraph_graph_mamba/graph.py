@@ -121,8 +121,9 @@ class GraphBatch:
         return self.num_graphs
 
     def _map(self, change: Any) -> GraphBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return GraphBatch(**{k: None if v is None else change(v) for k, v in values.items()})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {k: None if v is None else change(v) for k, v in values.items()}
+        return GraphBatch(**changed)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> GraphBatch:
         """Move every tensor to a device."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from seqgraph_graph_mamba.graph import Graph, GraphBatch
 
 Encoding = Literal["none", "rwse", "laplacian"]
+Known = Literal["rwse", "laplacian"]
 
 # Eigenvalue of a vector that a small graph does not have; real ones are never negative.
 ABSENT = -1.0
@@ -90,10 +91,8 @@ def laplacian_encoding(edge_index: np.ndarray, num_nodes: int, k: int) -> np.nda
     return encoding
 
 
-def encode_positions(graph: Graph, kind: Encoding, size: int) -> Tensor | None:
-    """The encoding of one graph, (V, size) for "rwse", (V, size, 2) for "laplacian", None for "none"."""
-    if kind == "none":
-        return None
+def encode_positions(graph: Graph, kind: Known, size: int) -> Tensor:
+    """The encoding of one graph, (V, size) for "rwse", (V, size, 2) for "laplacian"; float32, on the CPU."""
     function = random_walk_encoding if kind == "rwse" else laplacian_encoding
     return torch.from_numpy(function(graph.edge_index.cpu().numpy(), graph.num_nodes, size))
 

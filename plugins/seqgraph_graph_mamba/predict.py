@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -47,7 +47,7 @@ def predict(
             if on_invalid == "error":
                 raise DataError(error.message, f"{error.hint}, or run with --on-invalid skip") from error
             typer.echo(f"left out: {error.message}", err=True)
-    model = seqgraph.load(run, device=device)
+    model: Any = seqgraph.load(run, device=device)
     if not hasattr(model, "predict") or getattr(model, "node_features", None) != "atom":
         raise CheckpointError(f"{run} holds a {type(model).__name__}, which does not read molecules")
     values = model.predict(graphs, max_tokens=max_tokens).reshape(len(graphs), -1)

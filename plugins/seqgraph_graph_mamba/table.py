@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ class GraphTable:
             x=torch.cat([g.x for g in graphs]),
             edge_index=torch.cat([g.edge_index for g in graphs], dim=1).int(),
             edge_attr=torch.cat(attributes) if attributes else None,
-            y=torch.stack([g.y for g in graphs]).float(),
+            y=torch.stack([g.y for g in graphs if g.y is not None]).float(),
             node_ptr=_borders([g.num_nodes for g in graphs]),
             edge_ptr=_borders([g.num_edges for g in graphs]),
         )
@@ -82,7 +82,7 @@ class GraphTable:
     @classmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray]) -> GraphTable:
         """A table from :meth:`to_arrays`."""
-        tensors = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        tensors: dict[str, Any] = {name: torch.from_numpy(value) for name, value in arrays.items()}
         return cls(**{"edge_attr": None, **tensors})
 
 
@@ -97,14 +97,14 @@ class GraphSubset(Sequence[Graph]):
 
     Args:
         table: all graphs.
-        index: which, (n,) integers.
+        rows: which, (n,) integers.
     """
 
-    def __init__(self, table: GraphTable, index: np.ndarray) -> None:
-        self.table, self.index = table, np.asarray(index, dtype=np.int64)
+    def __init__(self, table: GraphTable, rows: np.ndarray) -> None:
+        self.table, self.rows = table, np.asarray(rows, dtype=np.int64)
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.rows)
 
     @overload
     def __getitem__(self, place: int) -> Graph: ...
@@ -112,15 +112,15 @@ class GraphSubset(Sequence[Graph]):
     def __getitem__(self, place: slice) -> GraphSubset: ...
     def __getitem__(self, place: int | slice) -> Graph | GraphSubset:
         if isinstance(place, slice):
-            return GraphSubset(self.table, self.index[place])
-        return self.table[int(self.index[place])]
+            return GraphSubset(self.table, self.rows[place])
+        return self.table[int(self.rows[place])]
 
     @property
     def y(self) -> Tensor:
         """Targets, (n, K) float32."""
-        return self.table.y[torch.from_numpy(self.index)]
+        return self.table.y[torch.from_numpy(self.rows)]
 
     @property
     def lengths(self) -> np.ndarray:
         """Nodes of each graph, (n,)."""
-        return self.table.num_nodes[self.index]
+        return self.table.num_nodes[self.rows]

@@ -14,15 +14,36 @@ from seqgraph_graph_mamba.graph import GraphBatch
 from seqgraph_graph_mamba.metrics import MacroRanking, TargetError
 
 
+def graph_dataset(data: Dataset) -> GraphDataset:
+    """The data set itself, if it is one of graphs.
+
+    Raises:
+        ConfigError: for any other.
+    """
+    if not isinstance(data, GraphDataset):
+        raise ConfigError(f"a {type(data).__name__} holds no graphs with targets", "choose one of `seqgraph datasets`")
+    return data
+
+
+def known_targets(batch: GraphBatch) -> Tensor:
+    """The batch's targets, (S, K).
+
+    Raises:
+        DataError: when it has none.
+    """
+    if batch.y is None:
+        raise DataError("the graphs of a batch have no targets", "set Graph.y")
+    return batch.y
+
+
 class GraphTask(Task):
     """Common to both: the data are prepared for the model once, unknown targets (NaN) do not count."""
 
+    model: Any
+
     def setup(self, data: Dataset) -> None:
         """Have the data set compute the model's positional encoding once, instead of the model for each batch."""
-        if not isinstance(data, GraphDataset):
-            raise ConfigError(
-                f"{type(self).__name__} needs a data set of graphs, not {type(data).__name__}", "see seqgraph datasets"
-            )
+        data = graph_dataset(data)
         data.encode_positions(self.model.pe, self.model.pe_size)
         if self.model.d_out != len(data.targets):
             raise ConfigError(
@@ -36,7 +57,7 @@ class GraphTask(Task):
 
     def training_step(self, batch: GraphBatch) -> dict[str, Tensor]:
         """The loss of one batch, a mean over its known targets."""
-        return self._loss(self.model(batch), batch.y)
+        return self._loss(self.model(batch), known_targets(batch))
 
     def _loss(self, output: Tensor, y: Tensor) -> dict[str, Tensor]:
         known = ~torch.isnan(y)
@@ -68,7 +89,7 @@ class GraphRegression(GraphTask):
     ) -> None:
         super().__init__(model)
         self.loss, self.monitor = loss, monitor
-        targets = int(model.d_out)
+        targets = int(self.model.d_out)
         self.rmse, self.mae = TargetError("rmse", targets), TargetError("mae", targets)
         self.register_buffer("mean", torch.zeros(targets), persistent=False)
         self.register_buffer("deviation", torch.ones(targets), persistent=False)
@@ -76,7 +97,7 @@ class GraphRegression(GraphTask):
     def setup(self, data: Dataset) -> None:
         """Standardise targets by the statistics in ``model.assets``, or by the training split's."""
         super().setup(data)
-        mean, deviation = target_statistics(data.split("train").y)
+        mean, deviation = target_statistics(graph_dataset(data).split("train").y)
         self._remember(data, "regression", mean=mean.tolist(), std=deviation.tolist())
         known = self.model.assets["targets"]
         self.mean.copy_(torch.tensor(known["mean"]))
@@ -88,11 +109,11 @@ class GraphRegression(GraphTask):
 
     def evaluation_step(self, batch: GraphBatch) -> dict[str, Tensor]:
         """Update the metrics with one batch."""
-        output = self.model(batch)
+        output, y = self.model(batch), known_targets(batch)
         predicted = output * self.deviation + self.mean
-        self.rmse.update(predicted, batch.y)
-        self.mae.update(predicted, batch.y)
-        return self._loss(output, batch.y)
+        self.rmse.update(predicted, y)
+        self.mae.update(predicted, y)
+        return self._loss(output, y)
 
     def metrics(self) -> dict[str, Any]:
         """RMSE and MAE in the targets' unit."""
@@ -100,13 +121,11 @@ class GraphRegression(GraphTask):
 
     def baseline(self, data: Dataset) -> dict[str, float]:
         """The training split's mean (for MAE its median) predicted for every test graph."""
-        train, test = data.split("train").y, data.split("test").y
-        found = {}
-        for kind, constant in (("rmse", train.nanmean(0)), ("mae", train.nanmedian(0).values)):
-            metric = TargetError(kind, test.shape[1])
-            metric.update(constant.expand_as(test), test)
-            found[kind] = float(metric.compute())
-        return found
+        train, test = graph_dataset(data).split("train").y, graph_dataset(data).split("test").y
+        rmse, mae = TargetError("rmse", test.shape[1]), TargetError("mae", test.shape[1])
+        rmse.update(train.nanmean(0).expand_as(test), test)
+        mae.update(train.nanmedian(0).values.expand_as(test), test)
+        return {"rmse": float(rmse.compute()), "mae": float(mae.compute())}
 
 
 class GraphClassification(GraphTask):
@@ -131,7 +150,8 @@ class GraphClassification(GraphTask):
             DataError: for a target other than 0, 1 and NaN.
         """
         super().setup(data)
-        wrong = data.table.y[~((data.table.y == 0) | (data.table.y == 1) | torch.isnan(data.table.y))]
+        y = graph_dataset(data).table.y
+        wrong = y[~((y == 0) | (y == 1) | torch.isnan(y))]
         if len(wrong):
             raise DataError(f"a target is {float(wrong[0]):g}, labels are 0 or 1", "use task.name=graph-regression")
         self._remember(data, "classification")
@@ -141,10 +161,10 @@ class GraphClassification(GraphTask):
 
     def evaluation_step(self, batch: GraphBatch) -> dict[str, Tensor]:
         """Update the metrics with one batch."""
-        output = self.model(batch)
-        self.ap.update(output, batch.y)
-        self.rocauc.update(output, batch.y)
-        return self._loss(output, batch.y)
+        output, y = self.model(batch), known_targets(batch)
+        self.ap.update(output, y)
+        self.rocauc.update(output, y)
+        return self._loss(output, y)
 
     def metrics(self) -> dict[str, Any]:
         """Macro average precision and ROC-AUC."""
@@ -152,10 +172,8 @@ class GraphClassification(GraphTask):
 
     def baseline(self, data: Dataset) -> dict[str, float]:
         """The same score for every test graph: average precision is then the share of positives, ROC-AUC a half."""
-        test = data.split("test").y
-        found = {}
-        for kind in ("ap", "rocauc"):
-            metric = MacroRanking(kind)
+        test = graph_dataset(data).split("test").y
+        ap, rocauc = MacroRanking("ap"), MacroRanking("rocauc")
+        for metric in (ap, rocauc):
             metric.update(torch.zeros_like(test), test)
-            found[kind] = float(metric.compute())
-        return found
+        return {"ap": float(ap.compute()), "rocauc": float(rocauc.compute())}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from seqgraph_graph_mamba.config import GraphMambaConfig
 from seqgraph_graph_mamba.example import EXAMPLE
 from seqgraph_graph_mamba.graph import Graph
 from seqgraph_graph_mamba.model import GraphMamba
@@ -23,6 +22,6 @@ def make_model():
 
     def make(**changes) -> GraphMamba:
         torch.manual_seed(0)
-        return GraphMamba(**GraphMambaConfig(**{**EXAMPLE.kwargs, **changes}).model_dump()).eval()
+        return GraphMamba(**{**EXAMPLE.kwargs, **changes}).eval()
 
     return make

@@ -96,7 +96,7 @@ def test_regression_learns_standardised_and_measures_in_units(make_model, target
     known = ~torch.isnan(batch.y)
     found = task.evaluation_step(batch)
     standard = (batch.y - mean) / deviation
-    assert float(found["loss"]) == pytest.approx(float((output - standard).abs()[known].mean()), rel=1e-5)
+    assert float(found["loss"].detach()) == pytest.approx(float((output - standard).abs()[known].mean()), rel=1e-5)
     assert int(found["size"]) == int(known.sum()) == 5
     errors = output * deviation + mean - batch.y
     expected = np.mean([float(errors[known[:, k], k].square().mean().sqrt()) for k in range(2)])
@@ -131,7 +131,7 @@ def test_classification_loss_leaves_unknown_labels_out(make_model):
     known = ~np.isnan(batch.y.numpy())
     p = 1 / (1 + np.exp(-logits))
     entropy = -np.where(batch.y.numpy() == 1, np.log(p), np.log(1 - p))[known].mean()
-    assert float(task.training_step(batch)["loss"]) == pytest.approx(entropy, rel=1e-5)
+    assert float(task.training_step(batch)["loss"].detach()) == pytest.approx(entropy, rel=1e-5)
     assert model.assets["targets"]["kind"] == "classification"
     baseline = task.baseline(data)
     assert baseline["rocauc"] == pytest.approx(0.5) and 0 < baseline["ap"] <= 1
