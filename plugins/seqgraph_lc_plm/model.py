@@ -260,7 +260,8 @@ class LcPlm(nn.Module):
 
 
 def residues_of(stream: TokenStream) -> TokenStream:
-    """The same segments without their special tokens."""
+    """The same segments without their special tokens; the stream must have roles."""
+    assert stream.role is not None
     keep = stream.role == RESIDUE
     lengths = torch.bincount(stream.segment[keep], minlength=stream.num_segments)
     return TokenStream.from_lengths(stream.values[keep], lengths, source=stream.source[keep], role=stream.role[keep])

@@ -69,7 +69,7 @@ def test_files_are_those_of_esm_extract(tiny, tmp_path, fasta, proteins):
 
 
 def test_only_what_is_included_is_written_and_no_more_than_it(tiny, tmp_path, fasta, proteins):
-    path = fasta("".join(f">p{i}\n{s}\n" for i, s in enumerate(proteins(*[40] * 20))))
+    path = fasta("".join(f">p{i}\n{s}\n" for i, s in enumerate(proteins(*[4] * 200))))
     Extraction(fasta=path).run(tiny, tmp_path / "out")
     assert set(_read(tmp_path / "out" / "p3.pt")) == {"label", "mean_representations"}
     # 16 floats; a slice of the batch would take its whole storage along

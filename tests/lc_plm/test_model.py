@@ -160,7 +160,7 @@ def test_cut_batches_keeps_every_index_and_the_budget():
 _LONG = """
 import resource, sys, torch
 from seqgraph_lc_plm.model import LcPlm
-model = LcPlm(d_model=32, n_layers=4, d_state=16)
+model = LcPlm(d_model=32, n_layers=4, d_state=64)
 model.embed(["ACDEFGHIKL" * 10])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 out = model.embed(["ACDEFGHIKL" * 3000], layers=[1, -1], pooling="residue")
@@ -170,6 +170,6 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def test_a_protein_of_30000_residues_in_bounded_memory():
-    """A (T, E, N) tensor alone would take 120 MiB in each direction of each block."""
+    """A (T, E, N) tensor alone would take 470 MiB in each direction."""
     done = subprocess.run([sys.executable, "-c", _LONG], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 240
+    assert int(done.stdout) < 250
