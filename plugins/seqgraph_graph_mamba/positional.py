@@ -10,7 +10,9 @@ from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse as sp
+import scipy.sparse.linalg
 import torch
 from torch import Tensor, nn
 
@@ -74,11 +76,12 @@ def laplacian_encoding(edge_index: np.ndarray, num_nodes: int, k: int) -> np.nda
     adjacency = ((adjacency + adjacency.T) > 0).astype(np.float64)
     laplacian = sp.diags(np.asarray(adjacency.sum(1)).ravel()) - adjacency
     if num_nodes <= _DENSE_LIMIT:
-        values, vectors = np.linalg.eigh(laplacian.toarray())
+        wanted = (0, min(k, num_nodes) - 1)
+        values, vectors = scipy.linalg.eigh(laplacian.toarray(), subset_by_index=wanted, check_finite=False)
     else:
         # shift-invert just below zero; a fixed start vector, or the answer changes from run to run
         start = np.random.default_rng(0).standard_normal(num_nodes)
-        values, vectors = sp.linalg.eigsh(laplacian.tocsc(), k=min(k, num_nodes - 1), sigma=-1e-2, v0=start)
+        values, vectors = scipy.sparse.linalg.eigsh(laplacian.tocsc(), k=min(k, num_nodes - 1), sigma=-1e-2, v0=start)
         rank = np.argsort(values)
         values, vectors = values[rank], vectors[:, rank]
     found = min(k, len(values))

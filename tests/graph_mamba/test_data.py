@@ -81,10 +81,10 @@ def _write(path, text):
 
 
 def test_csv_with_every_kind_of_column(tmp_path):
-    text = "name,SMILES,weight,code,toxic,fold\n" + "".join(
-        f"m{i},{'C' * (i + 1)},{i}.5,{i if i < 9 else 'none'},{i % 2 if i != 3 else ''},{('train', 'val', 'test')[i % 3]}\n"
-        for i in range(12)
-    )
+    text = "name,SMILES,weight,code,toxic,fold\n"
+    for i in range(12):
+        code, toxic, fold = i if i < 9 else "none", i % 2 if i != 3 else "", ("train", "val", "test")[i % 3]
+        text += f"m{i},{'C' * (i + 1)},{i}.5,{code},{toxic},{fold}\n"
     data = SmilesCsv(_write(tmp_path / "a.csv", text), split="fold")
     assert data.targets == ["weight", "toxic"] and data.kind == "regression"
     assert [len(data.split(n)) for n in ("train", "valid", "test")] == [4, 4, 4]
