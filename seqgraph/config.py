@@ -64,7 +64,7 @@ class TrainConfig(BaseModel):
         max_items: examples of one batch at most.
         eval_tokens: ``max_tokens`` of evaluation; null for the same.
         accumulate: batches that make one step.
-        precision: "32", "bf16" (autocast) or "64".
+        precision: "32", or "bf16" (autocast).
         eval_every: epochs between evaluations on the validation split.
         patience: stop after this many evaluations without improvement; null for never.
         checkpoint_every: save ``last`` every so many steps as well as at the end of each epoch.
@@ -90,7 +90,7 @@ class TrainConfig(BaseModel):
     max_items: PositiveInt | None = None
     eval_tokens: PositiveInt | None = None
     accumulate: PositiveInt = 1
-    precision: Literal["32", "bf16", "64"] = "32"
+    precision: Literal["32", "bf16"] = "32"
     eval_every: PositiveInt = 1
     patience: PositiveInt | None = 20
     checkpoint_every: PositiveInt | None = None
