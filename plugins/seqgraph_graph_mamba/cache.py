@@ -65,6 +65,7 @@ def _store(path: Path, arrays: Arrays) -> None:
     except OSError as error:
         from rich.console import Console
 
-        Console(stderr=True).print(f"[yellow]not cached in {path.parent}: {error}[/]", highlight=False)
+        message = f"not cached in {path.parent}: {error}"
+        Console(stderr=True).print(message, style="yellow", markup=False, highlight=False)
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -222,8 +222,9 @@ def molecule_graphs(
     if refused:
         from rich.console import Console
 
-        message = f"[yellow]left out {len(refused)} of {len(rows)} rows, the first: {refused[0].message}[/]"
-        Console(stderr=True).print(message, highlight=False, markup=True)
+        # no markup: a SMILES is full of square brackets
+        message = f"left out {len(refused)} of {len(rows)} rows, the first: {refused[0].message}"
+        Console(stderr=True).print(message, style="yellow", markup=False, highlight=False)
     if not graphs:
         raise DataError(f"{path}: none of its {len(rows)} rows can be used")
     return graphs, np.array(kept, dtype=np.int64)

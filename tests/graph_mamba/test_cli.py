@@ -44,7 +44,7 @@ def test_predictions_of_a_table(run, molecules, tmp_path, capsys):
 
 
 def test_a_malformed_molecule_is_named_or_skipped(run, molecules, tmp_path, capsys):
-    molecules.write_text("smiles\nCCO\nC1CC\n")
+    molecules.write_text("smiles\nCCO\n[/C1CC]\n")
     out = tmp_path / "out.csv"
     assert main(["predict", str(run), str(molecules), "-o", str(out)]) == 2
     error = capsys.readouterr().err

@@ -94,6 +94,13 @@ def test_csv_with_every_kind_of_column(tmp_path):
     assert labels.kind == "classification" and len(labels.table) == 11
 
 
+def test_rows_left_out_are_counted_and_the_first_named(tmp_path, capsys):
+    text = "smiles,y\n" + "".join(f"{'C' * (i + 1)},{i}\n" for i in range(20)) + "[/Na],1\nC1CC,2\n"
+    data = SmilesCsv(_write(tmp_path / "a.csv", text), split="random", on_invalid="skip")
+    said = " ".join(capsys.readouterr().err.split())
+    assert len(data.table) == 20 and "left out 2 of 22 rows" in said and "'[/Na]'" in said
+
+
 def test_random_split_is_seeded_and_whole(tmp_path):
     path = _write(tmp_path / "a.csv", "smiles,y\n" + "".join(f"{'C' * (i + 1)},{i}\n" for i in range(40)))
     splits = [SmilesCsv(path, split="random", split_seed=s).splits for s in (0, 0, 1)]
