@@ -18,6 +18,15 @@ pytest_plugins = ["seqgraph.testing.fixtures"]
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what is marked gpu where there is none."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("there is no CUDA device")
+
+
 @pytest.fixture(scope="session")
 def repo_root() -> Path:
     """The root of the checkout."""
