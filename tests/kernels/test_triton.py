@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,15 @@ CASES = ["forward", "reverse-all-options", "both-shared", "both-own", "both-own-
 CASES = [f"scan-{name}" for name in CASES] + ["conv-reverse", "conv-both", "conv-both-own"]
 
 
+def release(package):
+    return tuple(int(part) for part in version(package).split(".")[:2])
+
+
 @pytest.fixture(scope="module")
 def interpreted():
     """Error of every case, from one process with the interpreter on."""
+    if release("triton") < (3, 9) and release("numpy") >= (2, 4):
+        pytest.skip("Triton's interpreter before 3.9 fails on loops with numpy 2.4 and later")
     script = Path(__file__).with_name("interpreter_cases.py")
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("SEQGRAPH_BACKEND", None)
