@@ -135,7 +135,8 @@ trained just now on this machine. <span class=q>{html.escape(facts)}</span></p>
 <h2>A molecule in its token order</h2>
 <p>Atoms sorted by degree, ties at random: rings' branching points come last, where they have seen the rest.</p>{graph}
 <h2>Protein embeddings</h2>
-<p>Means over residues for eight families that the model was not told of, by t-SNE.</p>{proteins}
+<p>Means over residues for eight families that the model was not told of, by t-SNE. A model of this size tells them
+apart mostly by their composition.</p>{proteins}
 <h2>Recommended films</h2><div class=row>{users}</div></html>
 """,
         encoding="utf-8",
