@@ -52,7 +52,7 @@ class GraphMamba(nn.Module):
         average: over draws within each layer ("layer", published), or over whole forward passes ("output").
         order_seed: seed of the draws at inference. Draws of training come from torch's global generator.
         dropout: probability, everywhere.
-        pe: positional encoding: "none", "rwse" (landing probabilities) or "laplacian" (published).
+        pe: positional encoding: "none", "rwse" (return probabilities of random walks) or "laplacian" (published).
         pe_size: steps, or eigenvectors.
         pe_width: channels of the encoding, out of D.
         pool: "mean" (published), "sum" or "max" over a graph's nodes.

@@ -115,11 +115,11 @@ def encode_batch(batch: GraphBatch, kind: Encoding, size: int) -> Tensor | None:
 
 
 class RandomWalkEncoder(nn.Module):
-    """A linear layer on landing probabilities (V, K) -> (V, d_out).
+    """A linear layer on return probabilities (V, K) -> (V, d_out).
 
-    GraphGPS puts a batch norm before it. A step that is rare in training (3, where few molecules have a ring of
-    three) then has next to no running variance, and the first such ring at inference is a value of a hundred, which
-    Mamba's products of its input raise to a million. Probabilities need no norm.
+    GraphGPS puts a batch norm before it; here there is none, since probabilities have a scale already. A step that
+    is rare in training (3, where few molecules have a ring of three) would have next to no running variance, and the
+    first such ring at inference would be a very large value. That is the reasoning; it was not tested apart.
     """
 
     def __init__(self, steps: int, d_out: int) -> None:

@@ -12,7 +12,7 @@ _ORDERS = {
     "random": "Seeded noise",
     "pagerank": "PageRank",
     "personalized-pagerank": "PageRank that restarts at chosen nodes",
-    "rwse": "Landing probabilities of random walks",
+    "rwse": "How rarely random walks come back (or, on request, how often they land)",
     "bfs": "Breadth-first distance",
     "rcm": "Reverse Cuthill-McKee, which keeps neighbours close",
     "core-number": "k-core number",
