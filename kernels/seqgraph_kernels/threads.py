@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import numpy as np
@@ -44,8 +44,12 @@ def run_items(work: Callable[[int, int, int], None], weights: np.ndarray, scratc
         for buffer, (begin, stop) in zip(buffers, pairwise(borders))
         if begin < stop
     ]
-    for job in jobs:
-        job.result()
+    try:
+        for job in jobs:
+            job.result()
+    finally:
+        # An interrupt here must not free memory that other threads still write to.
+        wait(jobs)
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
