@@ -58,6 +58,7 @@ def load(path: str | PathLike[str], device: str = "cpu") -> nn.Module:
 
     Raises:
         CheckpointError: when the folder is not a checkpoint, or is damaged.
+        ConfigError: when the device is not there.
     """
     from seqgraph.train import checkpoint
 

@@ -174,6 +174,10 @@ def _explain(error: BaseException, command: str | None) -> int:
         path = context.command_path if context is not None else f"seqgraph {command or ''}".strip()
         output.print_error(error.format_message(), f"see: {path} --help")
         return error.exit_code
+    kernels = sys.modules.get("seqgraph_kernels.dispatch")
+    if kernels is not None and isinstance(error, kernels.BackendError):
+        output.print_error(str(error), "unset SEQGRAPH_BACKEND, or choose another backend: seqgraph doctor")
+        return USER_ERROR
     if "pydantic" in sys.modules:
         from pydantic import ValidationError
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from seqgraph.errors import CheckpointError
+from seqgraph.errors import CheckpointError, ConfigError
 from seqgraph.train.tree import pack_tree, unpack_tree
 
 FORMAT = 1
@@ -116,11 +116,13 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn
 
     Raises:
         CheckpointError: when a file is missing or damaged, or a tensor is missing or left over.
+        ConfigError: when the device is not there.
         PluginError: when no installed plugin provides the model.
     """
     from seqgraph.config import arguments, checked
     from seqgraph.plugin import manager
 
+    device = _device(device)
     folder = find(path)
     config = read_config(folder)
     fields = dict(config["model"])
@@ -130,6 +132,19 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn
     load_state(model, folder / MODEL)
     model.assets = read_json(folder / ASSETS)
     return model.to(device).eval()
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """The device, once it is seen to be there."""
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises each of them
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"the device {str(device)!r} cannot be used: {reason}", "use cpu; see: seqgraph doctor"
+        ) from None
+    return found
 
 
 def load_trainer(folder: str | os.PathLike[str]) -> Any:

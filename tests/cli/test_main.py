@@ -40,6 +40,13 @@ def raise_unexpected() -> None:
     raise ZeroDivisionError("division\nby zero")
 
 
+def raise_backend() -> None:
+    from seqgraph_kernels import use_backend
+
+    with use_backend("abacus"):
+        pass
+
+
 def raise_validation() -> None:
     TinyConfig(d_modle=3)
 
@@ -90,6 +97,12 @@ def _this():
             "raise_unexpected",
             1,
             "Error: ZeroDivisionError: division by zero\nHint: run with --debug for the traceback\n",
+        ),
+        (
+            "raise_backend",
+            2,
+            "Error: no backend 'abacus'; there are reference, cpu, triton\n"
+            "Hint: unset SEQGRAPH_BACKEND, or choose another backend: seqgraph doctor\n",
         ),
         ("raise_validation", 2, "Error: TinyConfig: d_modle: Extra inputs are not permitted\n"),
     ],

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from seqgraph.errors import CheckpointError, PluginError
+from seqgraph.errors import CheckpointError, ConfigError, PluginError
 from seqgraph.plugin import manager
 from seqgraph.train import checkpoint
 from seqgraph.train.checkpoint import CheckpointWarning
@@ -110,6 +110,12 @@ def test_not_a_checkpoint(tmp_path, folder):
     (tmp_path / "many" / "seed-1").mkdir()
     with pytest.raises(CheckpointError, match="seed-0, seed-1"):
         checkpoint.load(tmp_path / "many")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "nonsense"])
+def test_a_device_that_is_not_there(folder, device):
+    with pytest.raises(ConfigError, match=f"the device '{device}' cannot be used: .*"):
+        checkpoint.load(folder, device=device)
 
 
 def change_config(folder, **changes):
