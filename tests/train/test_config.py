@@ -36,7 +36,9 @@ def test_yaml_numbers_are_numbers(file):
     assert load_config(file, ["train.precision=32"]).train.precision == "32"
 
 
-@pytest.mark.parametrize("given, seeds", [("seed=4", [4]), ("seed=[1,2]", [1, 2]), ("seed=3,1", [3, 1])])
+@pytest.mark.parametrize(
+    "given, seeds", [("seed=4", [4]), ("seed=[1,2]", [1, 2]), ("seed=3,1", [3, 1]), ("seed=010", [10])]
+)
 def test_seeds(file, given, seeds):
     assert load_config(file, [given]).seed == seeds
 
