@@ -26,7 +26,7 @@ import seqgraph as sg
 model = sg.load("RUN")  # this folder, or the run that it is in
 ```
 
-The whole configuration is in `config.json`; the same command and seed give the same run on the same machine.
+The whole configuration is in `config.json`; the same command and seed give the same run on the same CPU.
 """
 
 
