@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,8 +60,6 @@ def predict(
 
 def _write(path: Path | None, header: list[str], rows: list[dict[str, str]]) -> None:
     """Write a CSV whole or not at all; to standard output when there is no path."""
-    from seqgraph.errors import DataError
-
     text = io.StringIO()
     writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
@@ -71,15 +67,7 @@ def _write(path: Path | None, header: list[str], rows: list[dict[str, str]]) -> 
     if path is None:
         sys.stdout.write(text.getvalue())
         return
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-            temporary = Path(file.name)
-            file.write(text.getvalue())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise DataError(f"{path} could not be written: {error.strerror}", "choose another place with -o") from error
+    from seqgraph.train.checkpoint import write_file
+
+    write_file(path, text.getvalue())
     typer.echo(f"{len(rows)} rows in {path}", err=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,16 +98,9 @@ def _as_csv(lists: _Lists) -> str:
 
 
 def _write(path: Path, lists: _Lists) -> None:
-    from seqgraph.errors import DataError
+    from seqgraph.train.checkpoint import write_file
 
-    # A half-written file must not stand under the name that was asked for.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(_as_csv(lists) if path.suffix == ".csv" else _as_json(lists) + "\n", encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_file(path, _as_csv(lists) if path.suffix == ".csv" else _as_json(lists) + "\n")
     typer.echo(f"{path}: {len(lists)} users")
 
 

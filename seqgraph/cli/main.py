@@ -185,5 +185,8 @@ def _explain(error: BaseException, command: str | None) -> int:
             found = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False)]
             output.print_error(f"{error.title}: {'; '.join(found)}")
             return USER_ERROR
+    if isinstance(error, OSError) and error.filename is not None:
+        output.print_error(f"{error.filename}: {error.strerror}", "check the path, its rights and the free space")
+        return USER_ERROR
     output.print_error(f"{type(error).__name__}: {error}", "run with --debug for the traceback")
     return UNEXPECTED

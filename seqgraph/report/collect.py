@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from seqgraph.errors import CheckpointError
+from seqgraph.train.checkpoint import CONFIG, METRICS, read_json
+from seqgraph.train.store import flatten, read_log
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,11 @@ def collect(folder: Path) -> Run:
     Raises:
         CheckpointError: when the folder is not a run, or a file of it is damaged.
     """
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{folder} is not a run: it has no config.json", "name folders of seqgraph train -o")
-    whole = _read(folder / "config.json")
+    whole = read_json(folder / CONFIG)
     if "run" not in whole:
-        raise CheckpointError(f"{folder / 'config.json'} is not of a run", "name folders of seqgraph train -o")
+        raise CheckpointError(f"{folder / CONFIG} is not of a run", "name folders of seqgraph train -o")
     config = whole["run"]
     parts = [(seed, folder / f"seed-{seed}") for seed in config["seed"]]
     parts = [(seed, path) for seed, path in parts if path.is_dir()] or [(config["seed"][0], folder)]
@@ -73,34 +75,14 @@ def collect(folder: Path) -> Run:
         config=config,
         facts=whole.get("facts", {}),
         seeds=tuple(seed for seed, _ in parts),
-        logs=tuple(_log(path / "log.jsonl") for _, path in parts),
-        results=tuple(_read(path / "metrics.json") if (path / "metrics.json").is_file() else {} for _, path in parts),
+        logs=tuple(read_log(path) for _, path in parts),
+        results=tuple(read_json(path / METRICS) if (path / METRICS).is_file() else {} for _, path in parts),
     )
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Dotted keys of the configuration in which the runs are not the same, with each run's value."""
-    flat = [_flatten({k: v for k, v in run.config.items() if k != "seed"}) for run in runs]
+    flat = [flatten({k: v for k, v in run.config.items() if k != "seed"}) for run in runs]
     keys = list(dict.fromkeys(key for one in flat for key in one))
     values = {key: [json.dumps(one[key]) if key in one else "" for one in flat] for key in keys}
     return {key: row for key, row in values.items() if len(set(row)) > 1}
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    return {k: v for key, inner in tree.items() for k, v in _flatten(inner, f"{prefix}.{key}".lstrip(".")).items()}
-
-
-def _log(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any
 
 from seqgraph.errors import PluginError
 from seqgraph.report.collect import Run, collect, differences
+from seqgraph.train.checkpoint import write_file
 
 
 def write_report(folders: Sequence[str | Path], output: str | Path) -> Path:
@@ -29,8 +30,6 @@ def write_report(folders: Sequence[str | Path], output: str | Path) -> Path:
         raise PluginError(f"a report needs {' and '.join(missing)}", 'pip install "seqgraph[report]"')
     import jinja2
 
-    from seqgraph.train.checkpoint import write_file
-
     runs = [collect(Path(folder)) for folder in folders]
     template = (resources.files("seqgraph.report") / "report.html.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
@@ -41,7 +40,6 @@ def write_report(folders: Sequence[str | Path], output: str | Path) -> Path:
         configs=[json.dumps(run.config, indent=2, ensure_ascii=False) for run in runs],
     )
     output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_file(output, page)
     return output
 

@@ -263,7 +263,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> Path:
     Raises:
         CheckpointError: when that fails; the old folder is as it was.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _written(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder)
     temporary = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -324,7 +325,7 @@ def _written(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Replace a text file in one go.
+    """Replace a text file in one go; its folder is made if it is not there.
 
     Raises:
         CheckpointError: when it cannot be written; the old file stays.
@@ -332,11 +333,13 @@ def write_file(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
     try:
         with _written(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_text(text, encoding="utf-8")
             _sync(temporary)
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -53,7 +53,6 @@ class RunFolder:
         if (self.path / checkpoint.CONFIG).is_file():
             self._same(checkpoint.read_json(self.path / checkpoint.CONFIG))
         if self.writes:
-            self.path.mkdir(parents=True, exist_ok=True)
             whole = {
                 "format": checkpoint.FORMAT,
                 "run": self.config,

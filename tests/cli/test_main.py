@@ -47,6 +47,10 @@ def raise_backend() -> None:
         pass
 
 
+def raise_no_file() -> None:
+    Path("no/such/file").read_text()
+
+
 def raise_validation() -> None:
     TinyConfig(d_modle=3)
 
@@ -103,6 +107,11 @@ def _this():
             2,
             "Error: no backend 'abacus'; there are reference, cpu, triton\n"
             "Hint: unset SEQGRAPH_BACKEND, or choose another backend: seqgraph doctor\n",
+        ),
+        (
+            "raise_no_file",
+            2,
+            "Error: no/such/file: No such file or directory\nHint: check the path, its rights and the free space\n",
         ),
         ("raise_validation", 2, "Error: TinyConfig: d_modle: Extra inputs are not permitted\n"),
     ],
