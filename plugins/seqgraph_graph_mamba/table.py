@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqgraph.errors import DataError
 from seqgraph_graph_mamba.graph import Graph
 
 
@@ -37,9 +38,18 @@ class GraphTable:
 
     @classmethod
     def from_graphs(cls, graphs: Sequence[Graph]) -> GraphTable:
-        """Lay graphs end to end; all must have y, and edge_attr if any has."""
+        """Lay graphs end to end.
+
+        Raises:
+            DataError: for a graph without y, or when only some of those with edges have edge_attr.
+        """
+        for i, graph in enumerate(graphs):
+            if graph.y is None:
+                raise DataError(f"graph {i} has no targets", "set Graph.y, with NaN where a target is unknown")
         # empty tensors of edgeless graphs may lack the columns of the others
         attributes = [g.edge_attr for g in graphs if g.edge_attr is not None and g.num_edges]
+        if attributes and sum(map(len, attributes)) != sum(g.num_edges for g in graphs):
+            raise DataError("only some of the graphs have edge features", "give edge_attr to all of them, or to none")
         return cls(
             x=torch.cat([g.x for g in graphs]),
             edge_index=torch.cat([g.edge_index for g in graphs], dim=1).int(),
