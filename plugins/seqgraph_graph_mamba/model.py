@@ -214,8 +214,10 @@ class GraphMamba(nn.Module):
         graphs = [self._graph(item, i) for i, item in enumerate(inputs)]
         was_training = self.training
         self.eval()
-        rows = [self(collate(part).to(self.device)).double().cpu() for part in _by_tokens(graphs, max_tokens)]
-        self.train(was_training)
+        try:
+            rows = [self(collate(part).to(self.device)).double().cpu() for part in _by_tokens(graphs, max_tokens)]
+        finally:
+            self.train(was_training)
         raw = torch.cat(rows).numpy() if rows else np.empty((0, self.d_out))
         targets = self.assets.get("targets", {})
         if targets.get("kind") == "classification":
