@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,4 +29,3 @@ class ModelExample:
     outputs: Callable[[nn.Module, Any], list[Tensor]]
     relabel: Callable[[Any, Any], tuple[Any, Callable[[Tensor], Tensor]]] | None = None
     tolerance: float = 1e-5
-    tags: frozenset[str] = field(default_factory=frozenset)
