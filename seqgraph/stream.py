@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -166,9 +166,9 @@ class TokenStream:
             raise ValueError(f"{values.shape[0]} values for {self.num_tokens} tokens")
         return replace(self, values=values)
 
-    def _map(self, change) -> TokenStream:
-        changed = {f.name: getattr(self, f.name) for f in fields(self)}
-        return TokenStream(**{k: None if v is None else change(v) for k, v in changed.items()})
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TokenStream:
+        role = None if self.role is None else change(self.role)
+        return TokenStream(change(self.values), change(self.cu_seqlens), change(self.source), role)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenStream:
         """Move every field to a device."""
@@ -216,7 +216,8 @@ class TokenStream:
         """
         if not streams:
             raise ValueError("nothing to concatenate")
-        if len({s.role is None for s in streams}) > 1:
+        roles = [s.role for s in streams if s.role is not None]
+        if len(roles) not in (0, len(streams)):
             raise ValueError("either every stream has roles or none")
         shifts = [0] * len(streams)
         if source_sizes is not None:
@@ -225,7 +226,7 @@ class TokenStream:
             torch.cat([s.values for s in streams]),
             torch.cat([s.lengths for s in streams]),
             source=torch.cat([s.source + shift for s, shift in zip(streams, shifts, strict=True)]),
-            role=None if streams[0].role is None else torch.cat([s.role for s in streams]),
+            role=torch.cat(roles) if roles else None,
         )
 
     def reverse(self) -> TokenStream:

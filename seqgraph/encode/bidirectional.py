@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,8 +89,8 @@ class BiMamba(nn.Module):
             bias_rev=rev.conv1d.bias,
             activation="silu",
         )
-        reverse = {f"{name}_rev": value for name, value in rev.select(x_rev).items()}
-        return selective_scan(
+        reverse: dict[str, Any] = {f"{name}_rev": value for name, value in rev.select(x_rev).items()}
+        y = selective_scan(
             x_fwd,
             z=z,
             dt_softplus=True,
@@ -101,6 +101,7 @@ class BiMamba(nn.Module):
             **fwd.select(x_fwd),
             **reverse,
         )
+        return cast(Tensor, y)
 
     def _merge(self, forward: Tensor, reverse: Tensor) -> Tensor:
         if self.merge == "sum":

@@ -91,7 +91,7 @@ class Encoder(nn.Module):
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if name.endswith("out_proj.weight"):
-                    parameter /= math.sqrt(len(self.layers))
+                    parameter.div_(math.sqrt(len(self.layers)))
 
     def forward(self, stream: TokenStream) -> TokenStream:
         """Encode a stream with values (T, D); every other field is handed on."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class SelectiveSSM(nn.Module):
         # For callers that re-initialise every Linear: this bias carries the time scale.
         self.dt_proj.bias._no_reinit = True  # type: ignore[attr-defined]
 
-    def select(self, x: Tensor) -> dict[str, Tensor]:
+    def select(self, x: Tensor) -> dict[str, Any]:
         """The scan's arguments chosen by the convolved tokens x (T, E): dt (T, E), A (E, N), B, C (T, N), D, dt_bias.
 
         A, D and dt_bias stay in fp32 (or fp64) under autocast and in half-precision models.
@@ -90,7 +90,8 @@ class SelectiveSSM(nn.Module):
     def scan(self, x: Tensor, z: Tensor | None, cu_seqlens: Tensor, direction: OneDirection) -> Tensor:
         """One direction from projected tokens x to gated output, both (T, E); z (T, E) is the gate's input."""
         x = self.convolve(x, cu_seqlens, direction)
-        return selective_scan(x, z=z, dt_softplus=True, cu_seqlens=cu_seqlens, direction=direction, **self.select(x))
+        y = selective_scan(x, z=z, dt_softplus=True, cu_seqlens=cu_seqlens, direction=direction, **self.select(x))
+        return cast(Tensor, y)
 
 
 class Mamba(SelectiveSSM):
