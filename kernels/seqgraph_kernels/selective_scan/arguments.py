@@ -59,6 +59,10 @@ class ScanArguments:
         given = [first, first._replace(**changed)]
         return [given[i]._replace(reverse=reverse) for i, reverse in enumerate(directions_of(self.direction))]
 
+    def owner(self, name: str, index: int) -> str:
+        """The argument that pass ``index`` reads as ``name``: its own, or the first pass's."""
+        return f"{name}_rev" if index == 1 and getattr(self, f"{name}_rev") is not None else name
+
     @property
     def stacked(self) -> bool:
         """Whether the output is (2, T, E) and not (T, E)."""

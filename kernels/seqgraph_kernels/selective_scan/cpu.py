@@ -62,7 +62,7 @@ def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, che
     total: dict[str, Tensor] = {}
     rows = []
     for i, row in enumerate(work.reads):
-        own = {name: _owner(args, name, i) for name in ("x", "dt", "A", "B", "C", "D", "dt_bias")}
+        own = {name: args.owner(name, i) for name in ("x", "dt", "A", "B", "C", "D", "dt_bias")}
         fresh = {name: owner not in total for name, owner in own.items()}
         for name in ("x", "dt"):
             if fresh[name]:
@@ -115,11 +115,6 @@ def _finish(args: ScanArguments, total: dict[str, Tensor], dz: Tensor | None, st
     if start is not None:
         grads["initial_state"] = start[..., :E].transpose(2, 3).contiguous()
     return grads
-
-
-def _owner(args: ScanArguments, name: str, index: int) -> str:
-    """The argument that pass ``index`` reads as ``name``: its own, or the first pass's."""
-    return f"{name}_rev" if index == 1 and getattr(args, f"{name}_rev") is not None else name
 
 
 class _Work:

@@ -53,7 +53,7 @@ def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, che
         ends = None if grad_end is None else _pad(grad_end[i].float().transpose(1, 2), launch.padded)
         wide = {}
         for name in ("x", "dt", "z"):
-            owner = name if name == "z" else _owner(args, name, i)
+            owner = name if name == "z" else args.owner(name, i)
             add = owner in total
             if not add:
                 like = getattr(args, owner)
@@ -64,17 +64,12 @@ def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, che
             wide[name] = (total[owner], add)
         parts, start = launch.backward(grad_out[i] if args.stacked else grad_out, ends, checkpoints[i], wide)
         for name, part in parts.items():
-            owner = _owner(args, name, i)
+            owner = args.owner(name, i)
             total[owner] = total[owner] + part if owner in total else part
         starts += [] if start is None else [start]
     if starts:
         total["initial_state"] = torch.stack(starts)[..., :E].transpose(2, 3).contiguous()
     return total
-
-
-def _owner(args: ScanArguments, name: str, index: int) -> str:
-    """The argument that pass ``index`` reads as ``name``: its own, or the first pass's."""
-    return f"{name}_rev" if index == 1 and getattr(args, f"{name}_rev") is not None else name
 
 
 def _pad(values: Tensor, width: int) -> Tensor:
