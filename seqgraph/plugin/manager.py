@@ -35,6 +35,7 @@ class _Plugin:
     record: Record
     object: Any
     results: dict[str, list[Descriptor]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)  # of its hooks; conflicts come and go with the others
 
 
 class Manager:
@@ -124,6 +125,9 @@ class Manager:
         del self._plugins[name]
         self._pluggy.unregister(name=name)
         self._entries.clear()
+        for plugin in self._plugins.values():  # a conflict with it is over
+            plugin.record.status = "broken" if plugin.failures else "ok"
+            plugin.record.reason, plugin.record.cure = "; ".join(plugin.failures) or None, None
 
     def _add_asked(self, plugin: Any, record: Record) -> Record:
         if record.name in self._plugins:
@@ -190,7 +194,8 @@ class Manager:
                         results = _checked(kind, impl.function())
             except (Exception, SystemExit) as error:  # whatever a stranger's hook raises
                 plugin.results[kind] = []
-                self._report(plugin.record, f"seqgraph_{kind} raised {_first_line(error)}", error)
+                plugin.failures.append(f"seqgraph_{kind} raised {_first_line(error)}")
+                self._report(plugin.record, plugin.failures[-1], error)
             plugin.results[kind] = results
         return plugin.results[kind]
 

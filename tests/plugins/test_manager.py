@@ -264,6 +264,16 @@ class TestByHand:
         empty_manager.register(again)
         assert empty_manager.get("models", "by-hand") is again
 
+    def test_a_conflict_ends_with_its_cause(self, good: None, site: Path) -> None:
+        manager = make_manager(site)
+        twin = Model(name="good", domain="t", summary="Another.", target="json:loads", config="json:loads")
+        manager.register(twin, "twin")
+        with pytest.warns(PluginWarning, match="claimed by"):
+            assert {r.name: r.status for r in manager.records()}["good"] == "broken"
+        manager.unregister("twin")
+        assert (record(manager, "good").status, record(manager, "good").reason) == ("ok", None)
+        assert manager.get("models", "good").name == "good"
+
     def test_does_not_replace_an_installed_one(self, good: None, site: Path) -> None:
         manager = make_manager(site)
         with pytest.raises(PluginError, match="there already"):
