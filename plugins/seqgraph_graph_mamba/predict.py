@@ -26,7 +26,7 @@ def predict(
 ) -> None:
     """Predict properties of molecules with a trained graph model.
 
-    Every row of the input is in the output, with one column more a target, in the target's own unit
+    Every row of the input is in the output, with one column more a target, "predicted ..." in the target's own unit
     (for a classification: a probability).
     """
     import seqgraph
@@ -50,7 +50,7 @@ def predict(
         raise CheckpointError(f"{run} holds a {type(model).__name__}, which does not read molecules")
     values = model.predict(graphs, max_tokens=max_tokens).reshape(len(graphs), -1)
     names = model.assets.get("targets", {}).get("names") or [f"target_{k}" for k in range(values.shape[1])]
-    names = [f"predicted {name}" if name in header else name for name in names]
+    names = [f"predicted {name}" for name in names]  # the targets' own names may say "measured"
     for row in rows:
         row.update(dict.fromkeys(names, ""))
     for i, value in zip(kept, values, strict=True):

@@ -32,7 +32,7 @@ def test_predictions_of_a_table(run, molecules, tmp_path, capsys):
     out = tmp_path / "new" / "out.csv"
     assert main(["predict", str(run), str(molecules), "-o", str(out)]) == 0
     rows = list(csv.DictReader(out.open()))
-    target = "measured log solubility in mols per litre"
+    target = "predicted measured log solubility in mols per litre"
     assert list(rows[0]) == ["id", "smiles", "note", target] and rows[0]["note"] == "a, b"
     values = [float(row[target]) for row in rows]
     assert values[0] == values[2] != values[1]
