@@ -37,7 +37,7 @@ class Result:
         return self.model < self.baseline if self.better == "lower" else self.model > self.baseline
 
 
-def _svg(figure: plt.Figure) -> str:
+def _image(figure: plt.Figure) -> str:
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=140, bbox_inches="tight")
     plt.close(figure)
@@ -53,7 +53,7 @@ def curve(result: Result) -> str:
     axes.set(xlabel="epoch", ylabel=result.metric)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
+    return _image(figure)
 
 
 def graph_order(position: dict[int, np.ndarray], edges: np.ndarray, rank: np.ndarray, labels: Sequence[str]) -> str:
@@ -75,7 +75,7 @@ def graph_order(position: dict[int, np.ndarray], edges: np.ndarray, rank: np.nda
     strip.set_yticks([])
     strip.set_xticks(range(len(rank)), [labels[i] for i in np.argsort(rank)], fontsize=7)
     strip.set_xlabel("the token stream, as the state-space model reads it")
-    return _svg(figure)
+    return _image(figure)
 
 
 def protein_map(points: np.ndarray, families: Sequence[str]) -> str:
@@ -88,7 +88,7 @@ def protein_map(points: np.ndarray, families: Sequence[str]) -> str:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-    return _svg(figure)
+    return _image(figure)
 
 
 def write(path: Path, results: Sequence[Result], *, graph: str, proteins: str, films: list[dict], facts: str) -> None:

@@ -52,7 +52,7 @@ JOBS = (
         "mamba4rec",
         "Mamba4Rec on MovieLens-100k",
         "NDCG@10-unseen",
-        "NDCG@10, seen masked",
+        "NDCG@10-unseen",
         "higher",
         "popularity",
     ),

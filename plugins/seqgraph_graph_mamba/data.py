@@ -45,7 +45,7 @@ class GraphDataset(Dataset):
         DataError: when a split is empty, or a training target is never known.
     """
 
-    # BatchNorm: on ESOL, batches of equal sizes cost 0.4 of RMSE
+    # BatchNorm's statistics want every batch to be a sample of all sizes.
     length_buckets = False
 
     def __init__(

@@ -26,6 +26,23 @@ def test_scan_in_half_precision(check, dtype):
     assert check.against_reference(check.scan, case, backend="cpu", dtype=dtype) < (1e-2, "")
 
 
+def test_no_state_of_every_token_is_kept(check):
+    """What the backward pass finds beside the inputs is far smaller than (T, E, N)."""
+    tensors, keywords = check.scan_case([600, 424], 64, 16, direction="forward")
+    leaves = {name: value.float().requires_grad_() for name, value in tensors.items()}
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        check.scan(**leaves, **keywords, backend="cpu")
+    for value in leaves.values():
+        kept.pop(value.data_ptr(), None)
+    assert 0 < sum(kept.values()) < 1024 * 64 * 16 / 8
+
+
 def test_scan_of_one_long_segment(check):
     case = check.scan_case([3000], 40, 4, direction="both", own=True)
     assert check.against_reference(check.scan, case, backend="cpu") < (3e-6, "")
