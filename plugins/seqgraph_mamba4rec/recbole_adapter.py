@@ -63,7 +63,8 @@ def repaired() -> Iterator[None]:
     """A context in which RecBole 1.2.1 can be imported and run under numpy 2 and setuptools 81 and later.
 
     Adds the numpy names that it reads, stands an empty module in for ray, and hides ``sys.argv``, which
-    its ``Config`` parses. All of it is undone at the end, so whatever uses RecBole must run inside.
+    its ``Config`` parses. All of it is undone at the end, so whatever uses RecBole must run inside. Undone as well is
+    what its SINE model does on import: it turns autograd's anomaly detection on for the whole process.
 
     Raises:
         PluginError: when RecBole is not installed.
@@ -73,6 +74,7 @@ def repaired() -> Iterator[None]:
     added = {name: value for name, value in _NUMPY_NAMES.items() if not hasattr(np, name)}
     stubs = {} if "ray" in sys.modules else {"ray": _module("ray"), "ray.tune": _module("ray.tune")}
     argv = sys.argv
+    anomalies = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
     try:
         for name, value in added.items():
             setattr(np, name, value)
@@ -82,6 +84,7 @@ def repaired() -> Iterator[None]:
         sys.argv = argv[:1]
         yield
     finally:
+        torch.autograd.set_detect_anomaly(*anomalies)
         sys.argv = argv
         for name in added:
             vars(np).pop(name, None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -111,6 +113,18 @@ def test_same_metrics_as_recboles_evaluator_on_the_same_scores(masked):
         ours = {name: metrics.compute()[name + suffix] for name in theirs}
         assert ours == pytest.approx(theirs, abs=1e-9)
         assert 0 < theirs[f"HR@{k}"] < 1
+
+
+@needs_recbole
+def test_recbole_leaves_nothing_behind():
+    """Importing its models turns autograd's anomaly detection on, which slows down every backward pass after it."""
+    from seqgraph_mamba4rec.recbole_adapter import repaired
+
+    sys.modules.pop("recbole.model.sequential_recommender.sine", None)
+    with repaired():
+        importlib.import_module("recbole.model.sequential_recommender.sine")
+        assert torch.is_anomaly_enabled()
+    assert not torch.is_anomaly_enabled() and not hasattr(np, "float_") and "ray" not in sys.modules
 
 
 @needs_recbole
