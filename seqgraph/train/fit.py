@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,6 +149,7 @@ def fit(
         ConfigError: when the machine does not have the devices that are asked for.
         UserError: when the loss is not finite.
         Interrupted: when a signal came, or ``stop_after`` was reached; the state is saved.
+        KeyboardInterrupt: when a second signal came; nothing is saved.
     """
     rank, world = shares(config)
     progress = Progress.from_state(_mine(state, rank, world)) if state else Progress()
@@ -182,6 +184,13 @@ def fit(
             trainer.fit(module)
         except Stop:
             raise Interrupted(folder.path, progress.step) from None
+        except SystemExit as error:  # Lightning's answer to Ctrl-C; it leaves the signal ignored
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            conductor.teardown(trainer, module, "fit")
+            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
     return progress
 
 

@@ -186,7 +186,9 @@ def check_folder(folder: Path, resume: bool) -> None:
     Raises:
         ConfigError: saying which of the two is not so.
     """
-    used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; a run needs a folder", "name another one by -o")
+    used = folder.is_dir() and any(folder.iterdir())
     if used and not resume:
         raise ConfigError(f"{folder} is in use", "--resume goes on with it; -o takes another folder")
     if resume and not used:
@@ -219,6 +221,8 @@ def _train_one(
     )
     done = folder.results()
     if done is not None and done.get("steps") == progress.step:
+        console.line("finished already: nothing is left to train")
+        _conclude(console, done, path)
         return done
     best = checkpoint.find(path)
     results: dict[str, Any] = {

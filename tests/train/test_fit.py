@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from itertools import chain
@@ -187,10 +188,28 @@ def test_ctrl_c_saves_and_says_how_to_go_on(toy_config, tmp_path, unbroken):
     finish_and_compare(run, whole)
 
 
-def test_resuming_what_is_finished_changes_nothing(toy_config, tmp_path, unbroken):
+def test_interrupt_twice_stops_at_once(toy_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_INTERRUPT_AT", "3")
+    monkeypatch.setenv("TOY_INTERRUPT_TIMES", "2")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy_config(), output=tmp_path / "run", quiet=True)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_a_file_is_no_run(toy_config, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        train(toy_config(), output=tmp_path / "run", quiet=True)
+
+
+def test_resuming_what_is_finished_changes_nothing(toy_config, tmp_path, unbroken, capsys):
     whole = unbroken(toy_config(**NOISY))
     before = (whole / "metrics.json").read_text(), weights(whole)
-    result = train(whole, output=whole, resume=True, quiet=True)
+    capsys.readouterr()
+    result = train(whole, output=whole, resume=True)
+    assert "finished already" in capsys.readouterr().out
     assert (whole / "metrics.json").read_text() == before[0] and same(weights(whole), before[1])
     assert result.metrics[0] == json.loads(before[0])["test"]
 

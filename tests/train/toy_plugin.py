@@ -139,7 +139,8 @@ class ToyTask(Task):
         self.steps += 1
         # As if someone pressed Ctrl-C during this batch.
         if self.steps == int(os.environ.get("TOY_INTERRUPT_AT", 0)):
-            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(int(os.environ.get("TOY_INTERRUPT_TIMES", 1))):
+                os.kill(os.getpid(), signal.SIGINT)
         error = self.model(batch.stream) + self.mean - batch.targets
         loss = error.square().mean()
         if self.steps == self.fail_at:
