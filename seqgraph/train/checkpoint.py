@@ -390,7 +390,10 @@ def write_tensors(path: Path, state: Mapping[str, Any]) -> None:
         seen[key] = name
         whole = value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
         tensors[name] = (value if whole else value.clone(memory_format=torch.contiguous_format)).cpu()
+    path.touch()
+    mode = path.stat().st_mode
     save_file(tensors, path, metadata={"format": "pt", _ALIASES: json.dumps(aliases)})
+    path.chmod(mode)  # safetensors keeps its files to the owner
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -201,3 +201,8 @@ def test_loading_reads_no_pickle(folder):
         warnings.simplefilter("error")
         checkpoint.load(folder)
     assert not [p for p in folder.rglob("*") if p.suffix in (".pt", ".pkl", ".ckpt", ".bin")]
+
+
+def test_weights_can_be_read_by_those_who_can_read_the_rest(folder):
+    modes = {file.name: file.stat().st_mode for file in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
