@@ -304,6 +304,12 @@ def _part(section: str, part: Part, defaults: dict[str, Any], where: str, *, par
     from seqgraph.plugin import manager
 
     cls = manager.resolve_config(manager.get(SECTIONS[section], part.name))
+    strange = [key for key in defaults if key not in cls.model_fields and key not in part.fields]
+    if strange and cls.model_config.get("extra") == "forbid":
+        raise ConfigError(
+            f"the {section} {part.name} does not go with this data set, which sets {', '.join(strange)}",
+            f"choose ones of the same domain: seqgraph {SECTIONS[section]}, seqgraph datasets",
+        )
     try:
         return cls.model_validate({**defaults, **part.fields})
     except ValidationError as error:

@@ -92,6 +92,11 @@ def test_errors_name_the_key_and_the_cure(file, override, said, hint):
         assert hint in error.value.hint
 
 
+def test_data_of_another_domain_are_named_as_such(file):
+    with pytest.raises(ConfigError, match=r"toy-model does not go with this data set, which sets num_items"):
+        build_part(load_config(file), "model", {"d_in": 7, "num_items": 3})
+
+
 def test_a_field_that_the_data_give_may_be_missing_but_not_at_the_end(file):
     config = load_config(file)
     with pytest.raises(ConfigError, match=r"model\.d_in is missing"):
