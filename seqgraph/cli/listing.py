@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from seqgraph.cli import output
+from seqgraph.errors import UserError
 from seqgraph.plugin import manager
 from seqgraph.plugin.types import KINDS
 
@@ -81,9 +82,23 @@ def orders(json: Json = False) -> None:
 
 
 def _list(kind: str, domain: str | None, json: bool) -> None:
-    list_entries(
-        kind, [e for e in manager.entries(kind) if domain in (None, getattr(e.descriptor, "domain", None))], json
-    )
+    list_entries(kind, of_domain(kind, domain), json)
+
+
+def of_domain(kind: str, domain: str | None) -> list[manager.Entry]:
+    """Everything of a kind, or only what is of a domain.
+
+    Raises:
+        UserError: for a domain that nothing at all is of.
+    """
+    entries = manager.entries(kind)
+    if domain is None:
+        return entries
+    found = [e for e in entries if getattr(e.descriptor, "domain", None) == domain]
+    known = {d for kind in KINDS for e in manager.entries(kind) if (d := getattr(e.descriptor, "domain", None))}
+    if not found and domain not in known:
+        raise UserError(f"nothing is of the domain {domain!r}", f"there are: {', '.join(sorted(known))}")
+    return found
 
 
 def list_entries(kind: str, entries: list[manager.Entry], json: bool) -> None:

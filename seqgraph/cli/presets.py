@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seqgraph.cli.listing import Domain, Json, list_entries
+from seqgraph.cli.listing import Domain, Json, list_entries, of_domain
 from seqgraph.plugin import manager
 
 presets = typer.Typer(invoke_without_command=True, no_args_is_help=False)
@@ -16,8 +16,7 @@ presets = typer.Typer(invoke_without_command=True, no_args_is_help=False)
 def list_presets(context: typer.Context, domain: Domain = None, json: Json = False) -> None:
     """List the presets, or show one."""
     if context.invoked_subcommand is None:
-        found = [e for e in manager.entries("presets") if domain in (None, getattr(e.descriptor, "domain", None))]
-        list_entries("presets", found, json)
+        list_entries("presets", of_domain("presets", domain), json)
 
 
 @presets.command()

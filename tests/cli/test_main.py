@@ -328,3 +328,10 @@ def test_wide_rows_are_not_folded_for_a_pipe(plugin_manager: Manager, cli: Calla
     summary = "A summary that goes on and on, " * 6
     plugin_manager.register(Model(name="m", domain="t", summary=summary, target="json:loads", config="json:loads"))
     assert summary in cli("models").out
+
+
+def test_a_domain_that_nothing_is_of(cli: Callable) -> None:
+    for kind in ("models", "presets"):
+        result = cli(kind, "--domain", "nonsense")
+        assert result.code == 2
+        assert "nothing is of the domain 'nonsense'" in result.err and "graph, protein" in result.err
