@@ -128,7 +128,8 @@ def _run(job: Any, network: Any, folder: Path, records: int, residues: int) -> N
         TimeRemainingColumn(),
     )
     began, done = time.perf_counter(), 0
-    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+    out = console(stderr=True)
+    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
         task = bar.add_task("", total=residues, proteins=0, rate="-")
 
         def advance(proteins: int, more: int) -> None:

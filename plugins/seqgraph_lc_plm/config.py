@@ -30,7 +30,7 @@ class SwissProtSampleConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    root: str | None = Field(None, description="not needed: the sample ships with the package")
+    root: str | None = Field(None, description="must be left out: the sample ships with the package")
     max_length: int = Field(1024, ge=1, description="longer training sequences are cropped at random to it")
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from seqgraph.tokenize.protein import ProteinAlphabet
 
-from seqgraph.errors import DataError
+from seqgraph.errors import ConfigError, DataError
 from seqgraph.stream import TokenStream
+from seqgraph.tokenize.protein import ProteinAlphabet
 from seqgraph.train.task import Dataset, Split
 from seqgraph_lc_plm.fasta import OnDuplicate, OnInvalid, read_fasta
 
@@ -88,11 +88,16 @@ class SwissProtSample(Proteins):
     have 40 to 300 residues; test has 250 of those and 50 of 301 to 2,000. ``sample/SOURCE.txt`` has the licence.
 
     Args:
-        root: not used, since the sample ships with the package.
+        root: None: the sample ships with the package, and there is no other copy of it.
         max_length: see :class:`Proteins`.
     """
 
     def __init__(self, *, root: str | None = None, max_length: int = 1024) -> None:
+        if root is not None:
+            raise ConfigError(
+                f"swissprot-sample ships with the package; it does not read {root}",
+                "leave out --data-root; for proteins of your own: data.name=fasta data.path=FILE",
+            )
         packed = resources.files("seqgraph_lc_plm").joinpath("sample/swissprot_sample.tsv.xz").read_bytes()
         sequences: dict[Split, list[str]] = {name: [] for name in SPLITS}
         self.accessions: dict[Split, list[str]] = {name: [] for name in SPLITS}

@@ -188,7 +188,10 @@ class Extraction:
                     torch.save(content, file)
             else:
                 flat = {f"{KEYS[kind]}.{i}": value for kind, layers in result.items() for i, value in layers.items()}
+                path.touch()
+                mode = path.stat().st_mode
                 save_file(flat, path, metadata={"label": label})
+                path.chmod(mode)  # safetensors keeps its files to the owner
 
 
 def file_name(label: str) -> str:
@@ -242,7 +245,9 @@ def _reported(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        # torch hides the cause behind words about its own file format.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = getattr(cause, "strerror", None) or str(cause).splitlines()[0]
         raise DataError(f"cannot write {target}: {reason}", _SPACE) from error
 
 

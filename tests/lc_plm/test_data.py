@@ -10,7 +10,7 @@ from importlib import resources
 import pytest
 import torch
 
-from seqgraph.errors import DataError
+from seqgraph.errors import ConfigError, DataError
 from seqgraph.tokenize.protein import RESIDUE, SPECIAL
 from seqgraph_lc_plm.curate import curate
 from seqgraph_lc_plm.data import Fasta, SwissProtSample
@@ -24,6 +24,11 @@ def sample() -> SwissProtSample:
 
 
 # ---------------------------------------------------------------------- the sample
+def test_sample_does_not_stand_in_for_a_folder(tmp_path):
+    with pytest.raises(ConfigError, match="does not read"):
+        SwissProtSample(root=str(tmp_path))
+
+
 def test_sample_is_what_its_note_says(sample):
     count = {name: len(sample.split(name)) for name in ("train", "valid", "test")}
     residues = {name: sum(map(len, sample.split(name))) for name in count}
