@@ -224,7 +224,7 @@ def molecule_graphs(
 
         # no markup: a SMILES is full of square brackets
         message = f"left out {len(refused)} of {len(rows)} rows, the first: {refused[0].message}"
-        Console(stderr=True).print(message, style="yellow", markup=False, highlight=False)
+        Console(stderr=True).print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if not graphs:
         raise DataError(f"{path}: none of its {len(rows)} rows can be used")
     return graphs, np.array(kept, dtype=np.int64)
@@ -346,7 +346,10 @@ class SmilesCsv(GraphDataset):
             else _number_columns([n for n in header if n not in (smiles, column)], rows)
         )
         if not names:
-            raise DataError(f"{path} has no column of numbers beside {smiles!r}", "name the targets in data.targets")
+            raise DataError(
+                f"{path} has no column of numbers beside {smiles!r}",
+                "name the targets in data.targets: a cell that is no number is then shown with its row",
+            )
         graphs, kept = molecule_graphs(rows, smiles, names, path, on_invalid=on_invalid)
         table = GraphTable.from_graphs(graphs)
         known = table.y[~torch.isnan(table.y)]

@@ -197,11 +197,12 @@ class GraphMamba(nn.Module):
 
     # ------------------------------------------------------------------ raw input
     @torch.no_grad()
-    def predict(self, inputs: Sequence[str | Graph], *, max_tokens: int = 16384) -> np.ndarray:
+    def predict(self, inputs: str | Sequence[str | Graph], *, max_tokens: int = 16384) -> np.ndarray:
         """Predict for molecules or graphs.
 
         Args:
-            inputs: SMILES, or graphs (:func:`seqgraph_graph_mamba.graph.from_pyg` and ``from_networkx`` make them).
+            inputs: SMILES, or graphs (:func:`seqgraph_graph_mamba.graph.from_pyg` and ``from_networkx`` make them); a
+                lone SMILES counts as one.
             max_tokens: nodes in a batch; results do not depend on it.
 
         Returns:
@@ -211,6 +212,7 @@ class GraphMamba(nn.Module):
         Raises:
             DataError: for a malformed SMILES, naming its place in ``inputs``.
         """
+        inputs = [inputs] if isinstance(inputs, str) else inputs
         graphs = [self._graph(item, i) for i, item in enumerate(inputs)]
         was_training = self.training
         self.eval()

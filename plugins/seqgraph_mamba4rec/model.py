@@ -205,6 +205,8 @@ class Mamba4Rec(nn.Module):
         index = {raw: i for i, raw in enumerate(self.assets["item_ids"])}
         tokens = []
         for number, history in enumerate(histories):
+            if isinstance(history, str):  # its letters are no items
+                raise DataError(f"history {number} is the text {history!r}", "give a list of items for each user")
             row = [index.get(str(raw)) for raw in history]
             if on_unknown == "error" and None in row:
                 raise DataError(

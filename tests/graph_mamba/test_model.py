@@ -104,6 +104,7 @@ def test_networkx_and_pyg_graphs_are_the_same_graph(make_model):
 def test_predictions_come_in_the_targets_unit(make_model):
     model = make_model(d_out=1)
     raw = model.predict(["CCO", "C"])
+    np.testing.assert_array_equal(model.predict("CCO"), model.predict(["CCO"]))
     assert raw.shape == (2,)
     model.assets = {"targets": {"kind": "regression", "mean": [10.0], "std": [2.0]}}
     np.testing.assert_allclose(model.predict(["CCO", "C"]), raw * 2 + 10)

@@ -219,3 +219,8 @@ def test_recommend_refuses_unknown_items_and_leaves_the_mode_alone():
     assert skipped == same and model.training
     with pytest.raises(DataError, match="item_ids"):
         small().recommend([["1"]])
+
+
+def test_a_text_is_no_history():
+    with pytest.raises(DataError, match=r"history 0 is the text '101'"):
+        named().recommend(["101"])
