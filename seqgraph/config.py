@@ -172,7 +172,19 @@ def load_config(
     config = checked(RunConfig, tree, where)
     for section in SECTIONS:
         _part(section, getattr(config, section), {}, where, partial=section == "model")
+    _one_domain(config, where)
     return config
+
+
+def _one_domain(config: RunConfig, where: str) -> None:
+    from seqgraph.plugin import manager
+
+    domains = {section: manager.get(kind, getattr(config, section).name).domain for section, kind in SECTIONS.items()}
+    if len(set(domains.values())) > 1:
+        said = ", ".join(f"{section} {getattr(config, section).name} is of {domains[section]}" for section in SECTIONS)
+        raise ConfigError(
+            f"{where}: model, data and task are of different domains: {said}", "choose ones of one domain"
+        )
 
 
 def build_part(config: RunConfig, section: str, defaults: Mapping[str, Any] | None = None) -> BaseModel:

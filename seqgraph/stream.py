@@ -46,12 +46,15 @@ class TokenStream:
         ``source`` defaults to the token's own position in the stream.
 
         Raises:
-            ValueError: when ``source`` or ``role`` differ in length from their sequence.
+            ValueError: when ``source`` or ``role`` differ in length from their sequence, or sequences in width.
         """
         parts = [s if isinstance(s, Tensor) else torch.as_tensor(s) for s in sequences]
         # An empty Python list comes out as float32 and would promote the ids of its neighbours.
         typed = [p for p in parts if p.numel()]
         like = typed[0] if typed else (parts[0] if parts else torch.empty(0, dtype=torch.int64))
+        if strange := [i for i, p in enumerate(parts) if p.numel() and p.shape[1:] != like.shape[1:]]:
+            shapes = f"{tuple(parts[strange[0]].shape)} beside {tuple(like.shape)}"
+            raise ValueError(f"sequence {strange[0]} differs in width: {shapes}")
         parts = [p if p.numel() else like.new_empty((0, *like.shape[1:])) for p in parts]
         lengths = torch.tensor([len(p) for p in parts], dtype=torch.int64)
         values = torch.cat(parts) if parts else like.new_empty((0, *like.shape[1:]))

@@ -114,6 +114,8 @@ def _build(chosen: str | None) -> typer.Typer:
             _add(app, manager.resolve(manager.get("commands", command.name)), command, panel)
         elif entry.status in ("ok", "needs extra"):
             app.command(command.name, help=command.summary, rich_help_panel=panel)(_stub)
+    if chosen is not None and any(record.status == "disabled" for record in manager.records()):
+        manager.get("commands", chosen)  # its error says which plugins are left out
     return app
 
 

@@ -46,7 +46,8 @@ def read_graphs(data: Any) -> Graphs:
     if edge_index is None:
         raise DataError(
             f"{type(data).__name__} has no edge_index",
-            "for a graph without edges give torch.empty(2, 0, dtype=torch.int64)",
+            "give PyG's Data (torch_geometric.utils.from_networkx makes one), or any object with edge_index and x or "
+            "num_nodes; without edges edge_index is torch.empty(2, 0, dtype=torch.int64)",
         )
     num_nodes = len(x) if x is not None else getattr(data, "num_nodes", None)
     if num_nodes is None:

@@ -144,7 +144,7 @@ class ProteinAlphabet:
         place = at - int(lengths[:record].sum())
         raise DataError(
             f"{_name(names, record)} has {sequences[record][place]!r} at position {place + 1}, which is no residue",
-            "correct the sequence, or pass unknown='unk' to read such letters as <unk>",
+            "correct the sequence, or write X for what is not known",
         )
 
     def decode(self, tokens: TokenStream | Tensor, *, special: bool = False) -> list[str]:

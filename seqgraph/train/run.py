@@ -211,9 +211,16 @@ def _train_one(
         "splits": {name: len(data.split(name)) for name in ("train", "valid", "test")},
     }
     folder = RunFolder(path, resolved(config, fields), facts, data.assets(), writes=_first())
+    folder.check()
+    state = folder.trainer_state() if resume else None
+    behind = 0 if state is None else state["progress"][0]["epoch"]
+    if behind > config.train.epochs:
+        raise ConfigError(
+            f"{path} has {behind} epochs behind it; train.epochs={config.train.epochs} is fewer",
+            "leave train.epochs as it was, or raise it",
+        )
     folder.begin()
     _introduce(console, config, facts, device_type(config.train), seed, path)
-    state = folder.trainer_state() if resume else None
     if state is not None:
         _load_weights(task, path / "last")
     progress = fit(

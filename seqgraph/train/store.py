@@ -44,14 +44,17 @@ class RunFolder:
     writes: bool = True
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def begin(self) -> None:
-        """Write ``config.json``, unless this is a run that goes on.
+    def check(self) -> None:
+        """See that the folder is free, or holds a run of this configuration.
 
         Raises:
             ConfigError: when the run that is there was begun with another configuration.
         """
         if (self.path / checkpoint.CONFIG).is_file():
             self._same(checkpoint.read_json(self.path / checkpoint.CONFIG))
+
+    def begin(self) -> None:
+        """Write ``config.json``."""
         if self.writes:
             whole = {
                 "format": checkpoint.FORMAT,

@@ -288,6 +288,14 @@ def test_broken_plugin_never_breaks_the_program(tmp_path: Path, program: Callabl
     assert strict.code == 2 and strict.err.startswith("Error: plugin bad")
     quiet = program("--version", **environ, SEQGRAPH_DISABLE_PLUGINS="bad")
     assert quiet.code == 0 and quiet.err == ""
+    gone = program("embed", SEQGRAPH_DISABLE_PLUGINS="lc-plm")
+    assert gone.code == 2 and "lc-plm is disabled" in gone.err
+
+
+def test_domains_must_agree(program: Callable, tmp_path: Path) -> None:
+    result = program("train", "lc-plm-sample", "model.name=graph-mamba", "-o", str(tmp_path / "run"))
+    assert result.code == 2 and "model graph-mamba is of graph, data swissprot-sample is of protein" in result.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_colour_only_on_a_terminal(program: Callable) -> None:

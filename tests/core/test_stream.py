@@ -295,3 +295,8 @@ def test_small_promises():
     assert "2 segments, 3 tokens" in repr(stream)
     borders = stream.cu_seqlens.tolist()
     assert [b - a for a, b in pairwise(borders)] == stream.lengths.tolist()
+
+
+def test_sequences_of_different_widths_are_named():
+    with pytest.raises(ValueError, match="sequence 1 differs in width"):
+        TokenStream.from_ragged([torch.zeros(2, 3), torch.zeros(2, 4)])

@@ -214,6 +214,14 @@ def test_resuming_what_is_finished_changes_nothing(toy_config, tmp_path, unbroke
     assert result.metrics[0] == json.loads(before[0])["test"]
 
 
+def test_fewer_epochs_than_are_behind_are_refused(toy_config, unbroken):
+    whole = unbroken(toy_config(**NOISY))
+    before = (whole / "config.json").read_text()
+    with pytest.raises(ConfigError, match=r"epochs behind it; train\.epochs=1 is fewer"):
+        train(toy_config(**{**NOISY, "train__epochs": 1}), output=whole, resume=True, quiet=True)
+    assert (whole / "config.json").read_text() == before
+
+
 def test_only_the_same_run_can_be_resumed(toy_config, tmp_path, unbroken):
     whole = unbroken(toy_config(**NOISY))
     with pytest.raises(ConfigError, match=r"train\.lr \(0\.01, now 0\.5\)"):
