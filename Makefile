@@ -10,7 +10,7 @@ JOBS ?= auto
 .PHONY: demo test test-gpu lint wheel clean
 
 demo: .venv/.installed
-	@$(BIN)/python examples/demo/run.py --output demo
+	@GOMP_SPINCOUNT=$${GOMP_SPINCOUNT:-1000} $(BIN)/python examples/demo/run.py --output demo
 
 test: .venv/.installed-test
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)

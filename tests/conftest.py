@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-# Threads that spin while they wait take the cores from those that work; read when torch is first imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from seqgraph.spinning import limit_spinning
+
+limit_spinning()
 # Several workers with a thread pool each would only get in each other's way; before torch is imported.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")

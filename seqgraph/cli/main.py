@@ -18,6 +18,7 @@ from seqgraph.cli import output
 from seqgraph.errors import PluginError, UserError
 from seqgraph.plugin import manager
 from seqgraph.plugin.types import Command
+from seqgraph.spinning import limit_spinning
 
 USER_ERROR, UNEXPECTED, INTERRUPTED = 2, 1, 130
 _SECTION = re.compile(r"\n\s*(Args|Arguments|Returns|Raises|Yields|Example|Examples):\s*\n.*\Z", re.DOTALL)
@@ -42,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 for an unexpected error, 2 for one of the user's, 130 when interrupted.
     """
-    # torch's OpenMP threads spin while they wait, and on a busy machine take the cores from those that work:
-    # training ran 6 times slower so. It is read when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    limit_spinning()
     line = _read(sys.argv[1:] if argv is None else argv)
     with warnings.catch_warnings():
         warnings.simplefilter("always", manager.PluginWarning)

@@ -25,7 +25,7 @@ def test_example_prints_what_it_says(number, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"},
+        env=os.environ | {"GOMP_SPINCOUNT": "1000"},
         capture_output=True,
         text=True,
         timeout=500,
