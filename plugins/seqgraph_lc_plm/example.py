@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from seqgraph.tokenize.protein import ProteinAlphabet
 from torch import Tensor, nn
 
 from seqgraph.stream import TokenStream
 from seqgraph.testing.example import ModelExample
+from seqgraph.tokenize.protein import ProteinAlphabet
 
 
 def _items(seed: int) -> list[str]:
