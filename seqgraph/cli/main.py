@@ -105,15 +105,17 @@ def _build(chosen: str | None) -> typer.Typer:
     app = typer.Typer(
         add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich", callback=_global_options
     )
+    known = set()
     for entry in manager.entries("commands"):
         command = entry.descriptor
         assert isinstance(command, Command)
+        known.add(command.name)
         panel = "Commands" if entry.record.name == manager.CORE else "Commands of plugins"
         if command.name == chosen:
             _add(app, manager.resolve(manager.get("commands", command.name)), command, panel)
         elif entry.status in ("ok", "needs extra"):
             app.command(command.name, help=command.summary, rich_help_panel=panel)(_stub)
-    if chosen is not None and any(record.status == "disabled" for record in manager.records()):
+    if chosen not in {None, *known} and any(record.status == "disabled" for record in manager.records()):
         manager.get("commands", chosen)  # its error says which plugins are left out
     return app
 

@@ -26,6 +26,29 @@ def test_scan_in_half_precision(check, dtype):
     assert check.against_reference(check.scan, case, backend="cpu", dtype=dtype) < (1e-2, "")
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["x", "dt", "B", "z"])
+def test_what_is_not_finite_stays_in_its_segment(check, name, bad):
+    lengths = [3, 40, 0, 5, 70, 1]
+    tensors, keywords = check.scan_case(lengths, 40, 8, direction="both")
+    leaves = {key: value.float() for key, value in tensors.items()}
+    leaves[name][43:48] = bad
+    leaves = {key: value.requires_grad_() for key, value in leaves.items()}
+    others = torch.ones(sum(lengths), dtype=torch.bool)
+    others[43:48] = False
+    out, _ = check.scan(**leaves, **keywords, backend="cpu")
+    assert torch.isfinite(out[others]).all() and not torch.isfinite(out[~others]).all()
+    out[others].sum().backward()
+    assert torch.isfinite(leaves["x"].grad[others]).all()
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e8])
+def test_huge_steps_forget_and_do_not_overflow(check, scale):
+    tensors, keywords = check.scan_case([40, 1], 20, 8, direction="both")
+    tensors["dt"] *= scale
+    assert check.against_reference(check.scan, (tensors, keywords), backend="cpu")[0] < 1e-5
+
+
 def test_no_state_of_every_token_is_kept(check):
     """What the backward pass finds beside the inputs is far smaller than (T, E, N)."""
     tensors, keywords = check.scan_case([600, 424], 64, 16, direction="forward")
