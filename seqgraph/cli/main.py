@@ -115,8 +115,9 @@ def _build(chosen: str | None) -> typer.Typer:
             _add(app, manager.resolve(manager.get("commands", command.name)), command, panel)
         elif entry.status in ("ok", "needs extra"):
             app.command(command.name, help=command.summary, rich_help_panel=panel)(_stub)
-    if chosen not in {None, *known} and any(record.status == "disabled" for record in manager.records()):
-        manager.get("commands", chosen)  # its error says which plugins are left out
+    strange = chosen is not None and chosen not in known
+    if strange and any(record.status == "disabled" for record in manager.records()):
+        manager.get("commands", str(chosen))  # its error says which plugins are left out
     return app
 
 
