@@ -12,11 +12,10 @@ import numba
 import numpy as np
 
 from seqgraph.errors import ConfigError
-from seqgraph.order.hashing import FIRST, GOLDEN, SECOND
+from seqgraph.order.hashing import GOLDEN, scramble
 
 _EMPTY = -1
-_FIRST, _SECOND, _GOLDEN = (np.uint64(value % 2**64) for value in (FIRST, SECOND, GOLDEN))
-_30, _27, _31, _33 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(33)
+_GOLDEN, _33 = np.uint64(GOLDEN % 2**64), np.uint64(33)
 
 
 @dataclass(frozen=True)
@@ -94,19 +93,11 @@ class NeighborSampler:
         return Sample(nodes[order], rank[ends], edges, np.bincount(owner, minlength=len(seeds)), rank[place])
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
-def _scramble(x):
-    """:func:`seqgraph.order.hashing.mix64` of one uint64."""
-    x = (x ^ (x >> _30)) * _FIRST
-    x = (x ^ (x >> _27)) * _SECOND
-    return x ^ (x >> _31)
-
-
 @numba.njit(cache=True, nogil=True)
 def _find(table, keys, key):
     """The slot of a key in an open hash table, or the empty one where it belongs."""
     mask = len(table) - 1
-    slot = np.int64(_scramble(np.uint64(key)) & np.uint64(mask))
+    slot = np.int64(scramble(np.uint64(key)) & np.uint64(mask))
     while table[slot] != _EMPTY and keys[table[slot]] != key:
         slot = (slot + 1) & mask
     return slot
@@ -144,13 +135,13 @@ def _sample(rowptr, source, seeds, fanouts, seed, joint, largest):
             if taken + fanout > len(edges):
                 ends = np.concatenate((ends, np.empty((len(edges) + fanout, 2), np.int64)))
                 edges = np.concatenate((edges, np.empty(len(edges) + fanout, np.int64)))
-            stream = _scramble(seed + _scramble(np.uint64(nodes[at]) + _GOLDEN))
+            stream = scramble(seed + scramble(np.uint64(nodes[at]) + _GOLDEN))
             for j in range(fanout):
                 # Floyd's choice without replacement; all edges, in order, where they are few enough
                 pick = j
                 if fanout < degree:
                     top = degree - fanout + j
-                    draw = _scramble(stream + np.uint64(j + 1) * _GOLDEN)
+                    draw = scramble(stream + np.uint64(j + 1) * _GOLDEN)
                     pick = (np.int64(draw >> _33) * (top + 1)) >> 31
                     for k in range(j):
                         if chosen[k] == pick:

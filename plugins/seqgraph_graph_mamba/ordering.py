@@ -14,9 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from seqgraph.order import ORDERS, get_order
+from seqgraph.order import ORDERS, get_order, louvain
 from seqgraph.order.hashing import mix64
-from seqgraph_graph_mamba.clusters import louvain
 from seqgraph_graph_mamba.gather import rank_within
 from seqgraph_graph_mamba.graph import GraphBatch
 
@@ -51,7 +50,11 @@ def _all_equal(edge_index: Tensor, num_nodes: int, batch: Tensor, *, generator: 
     return torch.zeros(num_nodes, device=batch.device)
 
 
-_OURS: dict[str, OrderFunction] = {"none": _as_they_come, "random": _all_equal, "cluster": louvain}
+def _labels(edge_index: Tensor, num_nodes: int, batch: Tensor, *, generator: object = None) -> Tensor:
+    return louvain(edge_index, num_nodes, batch)
+
+
+_OURS: dict[str, OrderFunction] = {"none": _as_they_come, "random": _all_equal, "cluster": _labels}
 
 
 # ---------------------------------------------------------------------- names

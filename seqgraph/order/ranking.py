@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqgraph.errors import ConfigError, DataError
 from seqgraph.order.canonical import canonical_key
+from seqgraph.order.clusters import cluster
 from seqgraph.order.diffusion import pagerank, personalized_pagerank
 from seqgraph.order.graph import check_graph, lexsort
 from seqgraph.order.hashing import draw_seed, hashed_uniform
@@ -32,6 +33,7 @@ ORDERS: dict[str, OrderFunction] = {
     "rcm": rcm,
     "core-number": core_number,
     "eigenvector": eigenvector,
+    "cluster": cluster,
 }
 
 

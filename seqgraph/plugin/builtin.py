@@ -17,6 +17,7 @@ _ORDERS = {
     "rcm": "Reverse Cuthill-McKee, which keeps neighbours close",
     "core-number": "k-core number",
     "eigenvector": "Eigenvector centrality",
+    "cluster": "Louvain's communities, the largest last or shuffled",
 }
 
 _TOKENIZERS = {

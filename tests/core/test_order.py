@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from seqgraph import order
 from seqgraph.errors import ConfigError, DataError
+from seqgraph.order import ORDERS
 
-ORDERS = {**order.ORDERS, "cluster": order.cluster}
 DETERMINISTIC = sorted(set(ORDERS) - {"random"})
 # These must choose among equal nodes, so their scores may only differ by an automorphism (tested by themselves).
 EQUIVARIANT = sorted(set(DETERMINISTIC) - {"rcm", "cluster"})

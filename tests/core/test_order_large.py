@@ -231,7 +231,7 @@ def test_large_orders_are_the_same_on_the_gpu():
         ("rwse", {"steps": 4}),
         ("personalized-pagerank", {"epsilon": 1e-5}),
     ):
-        function = order.cluster if name == "cluster" else order.ORDERS[name]
+        function = order.ORDERS[name]
         chosen = [{k: seeded(v) if k == "generator" else v for k, v in options.items()} for _ in range(2)]
         on_gpu = function(edges.cuda(), 5000, **chosen[1])
         assert on_gpu.is_cuda

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from seqgraph.encode import BiMamba
+from seqgraph.order import louvain
 from seqgraph_graph_mamba.arrangement import Arrangement, arrange
-from seqgraph_graph_mamba.clusters import louvain
 from seqgraph_graph_mamba.gated_gcn import GatedGCN
 from seqgraph_graph_mamba.graph import collate
 from seqgraph_graph_mamba.layer import GraphMambaLayer, PermutedMixer
@@ -143,24 +143,6 @@ def test_clusters_stay_together_and_are_permuted(make_graph):
         assert changes == 3
         orders.add(tuple(along[::6].tolist()))
     assert len(orders) > 4
-
-
-def test_louvain_finds_what_networkx_finds():
-    for seed in range(5):
-        drawn = nx.planted_partition_graph(4, 10, 0.8, 0.05, seed=seed)
-        edges = torch.tensor([*drawn.edges, *[(b, a) for a, b in drawn.edges]]).T
-        labels = louvain(edges, len(drawn))
-        ours = [set((labels == c).nonzero()[:, 0].tolist()) for c in labels.unique()]
-        theirs = nx.community.louvain_communities(drawn, seed=0)
-        ours_q, theirs_q = nx.community.modularity(drawn, ours), nx.community.modularity(drawn, theirs)
-        assert ours_q >= theirs_q - 0.02
-
-
-def test_louvain_of_odd_graphs_and_batches(odd_graphs):
-    batch = collate(odd_graphs)
-    together = louvain(batch.edge_index, batch.num_nodes, batch.batch)
-    alone = [louvain(collate([g]).edge_index, g.num_nodes) for g in odd_graphs]
-    assert torch.equal(together, torch.cat(alone))
 
 
 def test_jitter_moves_nodes_that_buckets_and_ties_leave(make_graph):
