@@ -27,12 +27,15 @@ class Mamba4RecConfig(_Config):
     residual: bool | None = Field(
         None, description="a residual around the Mamba block; by default only with two or more layers, as published"
     )
+    norm: Literal["post", "pre"] = Field("post", description="norms after each part, as published, or before it")
     init: Literal["mamba", "mamba4rec"] = Field(
         "mamba", description="'mamba' keeps Mamba's step sizes; 'mamba4rec' overwrites them, as the release does"
     )
 
     @model_validator(mode="after")
-    def _heads(self) -> Mamba4RecConfig:
+    def _fits(self) -> Mamba4RecConfig:
+        if self.norm == "pre" and self.residual is False:
+            raise ValueError("norm=pre needs the residual")
         if self.mixer == "ssd" and self.expand * self.d_model % self.headdim:
             raise ValueError(f"expand * d_model is {self.expand * self.d_model}, no multiple of headdim {self.headdim}")
         return self
