@@ -1,0 +1,130 @@
+"""Several processes train what one process trains: BatchNorm, unknown targets and uneven batches included."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from model_cases import VARIANTS, make
+
+import seqgraph_graph_mamba
+from seqgraph.train.batching import TokenBatches
+from seqgraph.train.run import train
+from seqgraph_graph_mamba.graph import collate
+from seqgraph_graph_mamba.norm import RowNorm
+
+ESOL = Path(seqgraph_graph_mamba.__file__).parent / "datasets" / "ogbg_molesol" / "mapping" / "mol.csv.gz"
+
+
+def molecules(path: Path, count: int = 61) -> Path:
+    """Molecules with two targets, every third of the second unknown."""
+    with gzip.open(ESOL, "rt", newline="") as file:
+        rows = [row for _, row in zip(range(count), csv.DictReader(file), strict=False)]
+    name = next(key for key in rows[0] if key not in ("smiles", "mol_id"))
+    lines = [f"{row['smiles']},{row[name]},{'' if i % 3 == 0 else len(row['smiles'])}" for i, row in enumerate(rows)]
+    path.write_text("\n".join(["smiles,logS,length", *lines]) + "\n")
+    return path
+
+
+def configuration(table: Path, device: str) -> dict:
+    """Nothing is drawn in training; BatchNorm is everywhere; the last batches are smaller than the others."""
+    return {
+        "model": {"name": "graph-mamba", "order": "none", "n_permutations": 1, "dropout": 0.0, "d_model": 16}
+        | {"n_layers": 2, "pe": "rwse", "pe_norm": True, "pe_size": 4, "pe_width": 4},
+        "data": {"name": "smiles-csv", "root": str(table), "split": "random"},
+        "task": {"name": "graph-regression"},
+        "train": {"epochs": 3, "max_items": 7, "lr": 1e-2, "clip": 0.5, "patience": None, "accelerator": device},
+    }
+
+
+def join_pairs(monkeypatch) -> None:
+    """Make one process's training batches those that two processes have in a step."""
+    cut = TokenBatches._make
+
+    def joined(self, epoch):
+        if not self.shuffle:
+            return cut(self, epoch)
+        self.world = 2
+        batches = cut(self, epoch)
+        self.world = 1
+        assert len(batches) % 2 == 0 and len({len(batch) for batch in batches}) > 1
+        return [np.concatenate(batches[i : i + 2]) for i in range(0, len(batches), 2)]
+
+    monkeypatch.setattr(TokenBatches, "_make", joined)
+
+
+def log(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "gpu",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")],
+        ),
+    ],
+)
+def test_two_processes_have_the_losses_of_one(device, tmp_path, monkeypatch):
+    raw = configuration(molecules(tmp_path / "m.csv"), device)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "seqgraph"]
+    done = subprocess.run(
+        [sys.executable, *command, "train", str(tmp_path / "run.yaml"), "-o", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    join_pairs(monkeypatch)
+    train(raw, output=tmp_path / "one", quiet=True)
+    one, two = log(tmp_path / "one"), log(tmp_path / "two")
+    assert len(one) == len(two) == 3 and one[0]["train_loss"] > 1.1 * one[-1]["train_loss"]
+    for mine, theirs in zip(one, two, strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
+        # A bias in front of BatchNorm has no gradient but rounding, of which Adam makes whole steps: training does
+        # not see them, evaluation by running statistics does, a little.
+        assert mine == pytest.approx(theirs, rel=2e-2)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_parameter_takes_part_whatever_the_batch(variant, odd_graphs):
+    """DDP waits for the gradient of each."""
+    model = make(variant).train()
+    model(collate(odd_graphs[:1])).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 40])
+def test_shared_statistics_of_one_process_are_batch_norm(rows, monkeypatch):
+    torch.manual_seed(0)
+    norms = RowNorm(5).double(), RowNorm(5).double()
+    inputs = (torch.randn(rows, 5, dtype=torch.float64) * 3 + 100).requires_grad_()
+    expected = norms[0](inputs)
+    expected.sin().sum().backward()
+    gradient, inputs.grad = inputs.grad, None
+    for name, answer in {"is_initialized": True, "get_world_size": 2, "all_reduce": None}.items():
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_, answer=answer: answer)
+    found = norms[1](inputs)
+    found.sin().sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(inputs.grad, gradient)
+    for mine, theirs in zip([*norms[1].parameters()], [*norms[0].parameters()], strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
+    for mine, theirs in zip(norms[1].buffers(), norms[0].buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)
