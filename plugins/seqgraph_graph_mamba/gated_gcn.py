@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from seqgraph_graph_mamba.gather import sum_rows
+from seqgraph_graph_mamba.gather import sum_rows, take_rows
 from seqgraph_graph_mamba.norm import RowNorm
 
 GATE_EPS = 1e-6
@@ -45,13 +45,21 @@ class GatedGCN(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
         """x (V, D), edge_index (2, M), edge (M, D) -> new x (V, D) and edge (M, D)."""
         source, target = edge_index
-        gate_in = self.D(x)[target] + self.E(x)[source] + self.C(edge)  # (M, D)
+        own, at_target = _side_by_side(x, self.A, self.D).chunk(2, dim=1)
+        value, at_source = take_rows(_side_by_side(x, self.B, self.E), source).chunk(2, dim=1)
+        gate_in = take_rows(at_target, target) + at_source + self.C(edge)  # (M, D)
         gate = torch.sigmoid(gate_in)
-        total = sum_rows(gate * self.B(x)[source], target, len(x))
+        total = sum_rows(gate * value, target, len(x))
         weight = sum_rows(gate, target, len(x))
-        update = self.A(x) + total / (weight + GATE_EPS)
+        update = own + total / (weight + GATE_EPS)
         new = self.dropout(torch.relu(self.node_norm(update)))
         if self.edge_norm is not None:
             moved = self.dropout(torch.relu(self.edge_norm(gate_in)))
             edge = edge + moved if self.residual else moved
         return x + new if self.residual else new, edge
+
+
+def _side_by_side(x: Tensor, *layers: nn.Linear) -> Tensor:
+    """What some linear layers make of x, in one product and, behind it, one gradient: (V, sum of widths)."""
+    weight, bias = torch.cat([layer.weight for layer in layers]), torch.cat([layer.bias for layer in layers])
+    return nn.functional.linear(x, weight, bias)

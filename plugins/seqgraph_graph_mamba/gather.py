@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 
+def take_rows(values: Tensor, index: Tensor) -> Tensor:
+    """``values[index]``, rows (R, ...) of ``values`` (V, ...).
+
+    Its gradient is added up as :func:`sum_rows` does; that of ``values[index]`` sorts the index on a GPU each time.
+    """
+    return values.index_select(0, index)
+
+
 def sum_rows(values: Tensor, index: Tensor, size: int) -> Tensor:
     """Add up the rows of ``values`` (R, ...) that have the same ``index`` (R,): (size, ...), zeros for none.
 

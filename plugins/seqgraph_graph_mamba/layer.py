@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from seqgraph.encode import BiMamba
 from seqgraph_graph_mamba.arrangement import Arrangement
 from seqgraph_graph_mamba.gated_gcn import GatedGCN
+from seqgraph_graph_mamba.gather import take_rows
 from seqgraph_graph_mamba.norm import RowNorm
 
 
@@ -28,9 +29,9 @@ class PermutedMixer(nn.Module):
 
     def forward(self, h: Tensor, tokens: Arrangement) -> Tensor:
         """h (V, D) -> (V, D)."""
-        mixed = self.mamba(h[tokens.node], tokens.cu_seqlens)  # (T, D)
+        mixed = self.mamba(take_rows(h, tokens.node), tokens.cu_seqlens)  # (T, D)
         draws, nodes = tokens.place.shape
-        back = mixed[tokens.place.flatten()]  # (P V, D)
+        back = take_rows(mixed, tokens.place.flatten())  # (P V, D)
         return back if draws == 1 else back.view(draws, nodes, -1).mean(0)
 
 
@@ -113,7 +114,7 @@ class VirtualNode(nn.Module):
     def forward(self, h: Tensor, batch: Tensor, virtual: Tensor) -> tuple[Tensor, Tensor]:
         """h (V, D), the graph of each node (V,), the virtual nodes (S, D) -> new h and virtual nodes."""
         virtual = self.mlp(virtual.index_add(0, batch, h.to(virtual.dtype)))
-        return h + virtual[batch], virtual
+        return h + take_rows(virtual, batch), virtual
 
 
 def no_virtual(h: Tensor, graphs: int) -> Tensor:

@@ -13,7 +13,7 @@ from seqgraph.tokenize import Walks
 from seqgraph_graph_mamba.base import GraphModel, Level, Pool
 from seqgraph_graph_mamba.convolution import Local, make_local
 from seqgraph_graph_mamba.encoders import EdgeFeatures, NodeFeatures
-from seqgraph_graph_mamba.gather import mean_rows
+from seqgraph_graph_mamba.gather import mean_rows, take_rows
 from seqgraph_graph_mamba.graph import GraphBatch
 from seqgraph_graph_mamba.layer import VirtualNode, no_virtual
 from seqgraph_graph_mamba.norm import RowNorm
@@ -47,7 +47,7 @@ class WalkMixer(nn.Module):
         # the row of zeros behind the last edge is for the start of a walk, where no edge led to
         edges = nn.functional.pad(self.edge(edge), (0, 0, 0, 1))
         taken = torch.where(walks.edge >= 0, walks.edge, len(edge))
-        tokens = x[walks.stream.source] + edges[taken]
+        tokens = take_rows(x, walks.stream.source) + take_rows(edges, taken)
         if self.window is not None:
             tokens = tokens + self.window(walks.features.to(self.window.weight.dtype))
         mixed = self.mamba(self.norm(tokens), walks.stream.cu_seqlens)  # (T, D)
