@@ -7,13 +7,15 @@ from typing import Any, Literal
 from torch import nn
 
 from seqgraph.encode import Mamba, Mamba2
-from seqgraph_mamba4rec.base import NextItemModel, Recommendation, as_layers
+from seqgraph_mamba4rec.base import NextItemModel, as_layers
 from seqgraph_mamba4rec.blocks import init_normal
+from seqgraph_mamba4rec.lists import Recommendation
+from seqgraph_mamba4rec.states import Streaming
 
 __all__ = ["Mamba4Rec", "Recommendation"]
 
 
-class Mamba4Rec(NextItemModel):
+class Mamba4Rec(Streaming, NextItemModel):
     """Item embedding, causal Mamba layers, and a softmax over all items tied to the embedding.
 
     Item ids are 0 .. num_items - 1; there is no padding row and no position embedding. Row i of

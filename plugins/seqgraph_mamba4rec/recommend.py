@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from seqgraph_mamba4rec.model import Recommendation
+    from seqgraph_mamba4rec.lists import Recommendation
     from seqgraph_mamba4rec.reading import Request
 
 _Lists = dict[str, list["Recommendation"]]
