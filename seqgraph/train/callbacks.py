@@ -161,6 +161,8 @@ class Conductor(Callback):
         better = self.valid is None
         if self.valid is not None and (progress.epoch % config.eval_every == 0 or cut or self.finished):
             self.latest = evaluate_task(self.task, self.valid, device=pl_module.device, precision=config.precision)
+            if self.module.sharded:  # without a backward pass the outermost weights would stay whole
+                self.task.reshard()  # type: ignore[operator]
             row.update({f"valid_{name}": value for name, value in self.latest.items()})
             better = self._judge(self.latest)
         row["seconds"] = round(time.monotonic() - self._clock, 3)

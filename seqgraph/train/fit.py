@@ -68,7 +68,9 @@ class Module(LightningModule):
         for child in list(self.task.modules()):
             if isinstance(child, nn.ModuleList):
                 for block in child:
-                    fully_shard(block, mesh=mesh)
+                    # A leaf's weights may be read without calling it, as an embedding's are.
+                    if next(block.children(), None) is not None:
+                        fully_shard(block, mesh=mesh)
         fully_shard(self.task, mesh=mesh)
         for method in ("training_step", "evaluation_step"):
             register_fsdp_forward_method(self.task, method)

@@ -69,22 +69,25 @@ def log(run: Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "gpu",
-            marks=[pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")],
-        ),
-    ],
-)
-def test_two_processes_have_the_losses_of_one(device, tmp_path, monkeypatch):
+TWO_GPUS = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")]
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=TWO_GPUS)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_have_the_losses_of_one(strategy, device, tmp_path, monkeypatch):
     raw = configuration(molecules(tmp_path / "m.csv"), device)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "seqgraph"]
     done = subprocess.run(
-        [sys.executable, *command, "train", str(tmp_path / "run.yaml"), "-o", str(tmp_path / "two")],
+        [
+            sys.executable,
+            *command,
+            "train",
+            str(tmp_path / "run.yaml"),
+            "-o",
+            str(tmp_path / "two"),
+            "train.strategy=" + strategy,
+        ],
         capture_output=True,
         text=True,
         timeout=300,
