@@ -54,10 +54,15 @@ def list_models(domain: str | None = None) -> list[str]:
 
 
 def load(path: str | PathLike[str], device: str = "cpu") -> nn.Module:
-    """Load a trained model from a run or a checkpoint folder, in ``eval`` mode, ready for raw input.
+    """Load a trained model in ``eval`` mode, ready for raw input.
+
+    Args:
+        path: a run or a checkpoint folder; or weights of other software, a file or a folder, in a layout that a
+            plugin knows (``seqgraph formats``).
+        device: where the model goes.
 
     Raises:
-        CheckpointError: when the folder is not a checkpoint, or is damaged.
+        CheckpointError: when it is no checkpoint, is damaged, or has tensors missing, left over or of another shape.
         ConfigError: when the device is not there.
     """
     from seqgraph.train import checkpoint

@@ -22,6 +22,10 @@ class LcPlmConfig(BaseModel):
     expand: int = Field(2, ge=1, description="E = expand * D")
     mixer: Literal["s6", "ssd"] = Field("s6", description="Mamba-1, as published, or Mamba-2 (usual d_state: 64, 128)")
     headdim: int = Field(64, ge=1, description="channels of a head, for ssd; E is a multiple of it")
+    share: Literal["projections", "none"] = Field(
+        "projections", description="what both directions share: in_proj, gate and out_proj, as published, or nothing"
+    )
+    tie_head: bool = Field(False, description="the head's weight is the embedding's, as in ESM-2")
     vocab_size: int = Field(128, ge=33, description="rows of the embedding; 33 are used, the rest are spare")
     dropout: float = Field(0.0, ge=0, lt=1, description="on each block's branch")
     checkpoint: bool = Field(False, description="recompute blocks in the backward pass, to save memory")

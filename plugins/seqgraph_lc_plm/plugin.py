@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from seqgraph.plugin import Command, Dataset, Model, Preset, Task, hookimpl
+from seqgraph.plugin import Command, Dataset, Format, Model, Preset, Task, hookimpl
 
 
 @hookimpl
@@ -71,4 +71,29 @@ def seqgraph_commands() -> Iterator[Command]:
         summary="Embed the proteins of a FASTA file, one file each (esm-extract's options)",
         target="seqgraph_lc_plm.commands:embed",
         since="0.1.0",
+    )
+
+
+@hookimpl
+def seqgraph_formats() -> Iterator[Format]:
+    yield Format(
+        name="lc-plm-published",
+        domain="protein",
+        summary="LC-PLM's safetensors: reverse projections left out, lm_head tied or its own",
+        target="seqgraph_lc_plm.checkpoints:lc_plm",
+        since="0.2.0",
+    )
+    yield Format(
+        name="caduceus-ph",
+        domain="protein",
+        summary="Caduceus-Ph (DNA), as a model of token ids",
+        target="seqgraph_lc_plm.checkpoints:caduceus",
+        since="0.2.0",
+    )
+    yield Format(
+        name="mamba",
+        domain="protein",
+        summary="Causal Mamba of mamba_ssm or Hugging Face, or ProtMamba without positions, as a model of token ids",
+        target="seqgraph_lc_plm.checkpoints:mamba",
+        since="0.2.0",
     )

@@ -81,6 +81,11 @@ def orders(json: Json = False) -> None:
     _list("orders", None, json)
 
 
+def formats(domain: Domain = None, json: Json = False) -> None:
+    """List the layouts of other software's weights that seqgraph.load reads."""
+    _list("formats", domain, json)
+
+
 def _list(kind: str, domain: str | None, json: bool) -> None:
     list_entries(kind, of_domain(kind, domain), json)
 

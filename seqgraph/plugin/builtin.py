@@ -37,6 +37,7 @@ _COMMANDS = {
     "tasks": ("seqgraph.cli.listing:tasks", "Tasks"),
     "tokenizers": ("seqgraph.cli.listing:tokenizers", "Tokenizers"),
     "orders": ("seqgraph.cli.listing:orders", "Node orders"),
+    "formats": ("seqgraph.cli.listing:formats", "Other software's weights that can be loaded"),
     "presets": ("seqgraph.cli.presets:presets", "Presets: list them, or show one"),
     "train": ("seqgraph.cli.train:train", "Train a model from a preset or a YAML file"),
     "evaluate": ("seqgraph.cli.evaluate:evaluate", "Evaluate a finished run"),

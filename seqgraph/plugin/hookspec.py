@@ -63,3 +63,9 @@ def seqgraph_presets() -> Iterable[types.Preset]:
 def seqgraph_commands() -> Iterable[types.Command]:
     """Commands of the ``seqgraph`` program."""
     return ()
+
+
+@hookspec
+def seqgraph_formats() -> Iterable[types.Format]:
+    """Layouts of other software's weights that ``seqgraph.load`` can read."""
+    return ()

@@ -94,6 +94,14 @@ class Command(Descriptor):
     """A command of the program: ``target`` is a function with typer annotations, or a ``typer.Typer``."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Format(Descriptor):
+    """A layout in which other software writes weights: ``target`` is a function of a
+    :class:`seqgraph.train.foreign.Weights` that gives the model, or None where the layout is another one."""
+
+    domain: str
+
+
 KINDS: dict[str, type[Descriptor]] = {
     "models": Model,
     "tokenizers": Tokenizer,
@@ -102,4 +110,5 @@ KINDS: dict[str, type[Descriptor]] = {
     "tasks": Task,
     "presets": Preset,
     "commands": Command,
+    "formats": Format,
 }

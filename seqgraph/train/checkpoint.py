@@ -111,7 +111,8 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn
     """Make the model of a checkpoint, with its weights and its ``assets``, in ``eval`` mode.
 
     Args:
-        path: a checkpoint folder, or a run: its ``best`` checkpoint, or ``last`` where there is no best.
+        path: a checkpoint folder, or a run: its ``best`` checkpoint, or ``last`` where there is no best; or a file or
+            folder of weights that other software wrote, in a layout that a plugin knows.
         device: where the model goes.
 
     Raises:
@@ -121,8 +122,11 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> nn
     """
     from seqgraph.config import arguments, checked
     from seqgraph.plugin import manager
+    from seqgraph.train import foreign
 
     device = _device(device)
+    if (file := foreign.locate(Path(path))) is not None:
+        return foreign.load(file).to(device).eval()
     folder = find(path)
     config = read_config(folder)
     fields = dict(config["model"])
@@ -164,6 +168,8 @@ def find(path: str | os.PathLike[str]) -> Path:
         CheckpointError: when it is neither; for a run of several seeds, naming them.
     """
     path = Path(path)
+    if path.name == MODEL and path.is_file():
+        path = path.parent
     if not path.exists() and not _old(path).exists():
         raise CheckpointError(f"{path}: no such folder", "train first: seqgraph train PRESET -o RUN")
     for candidate in (path, path / "best", path / "last"):
