@@ -62,7 +62,7 @@ class Streaming:
         Args:
             stream: rows of items (T,), one segment a history.
         """
-        x, state = self.embed(stream), {}
+        x, state = self.embed(stream), State()
         for i, layer in enumerate(cast(Any, self.layers)):
             mixed, own = layer.mixer.prefill(layer.enter(x), stream.cu_seqlens)
             x = layer.leave(x, mixed)
