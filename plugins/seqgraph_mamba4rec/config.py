@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class _Config(BaseModel):
@@ -41,14 +41,89 @@ class Mamba4RecConfig(_Config):
         return self
 
 
+class SASRecConfig(_Config):
+    """Arguments of :class:`seqgraph_mamba4rec.sasrec.SASRec`."""
+
+    num_items: int = Field(gt=0, description="items that can be recommended; the data set knows it")
+    d_model: int = Field(64, gt=0, description="width of item and token vectors")
+    n_layers: int = Field(2, gt=0, description="blocks")
+    n_heads: int = Field(2, gt=0, description="attention heads; d_model is a multiple of it")
+    d_ffn: int | None = Field(None, gt=0, description="inner width of the feed-forward part; 4 d_model by default")
+    dropout: float = Field(0.2, ge=0, lt=1, description="on the embedding and in every block")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="on the attention weights; above 0 training pads")
+    norm: Literal["post", "pre"] = Field("pre", description="norms before each part, or after it (RecBole's)")
+    max_length: int = Field(200, gt=0, description="positions; data.max_history may not be larger")
+
+    @model_validator(mode="after")
+    def _heads(self) -> SASRecConfig:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model is {self.d_model}, no multiple of n_heads {self.n_heads}")
+        return self
+
+
+class GRU4RecConfig(_Config):
+    """Arguments of :class:`seqgraph_mamba4rec.gru4rec.GRU4Rec`."""
+
+    num_items: int = Field(gt=0, description="items that can be recommended; the data set knows it")
+    d_model: int = Field(64, gt=0, description="width of item vectors")
+    d_hidden: int = Field(128, gt=0, description="width of the GRU")
+    n_layers: int = Field(1, gt=0, description="GRU layers")
+    dropout: float = Field(0.2, ge=0, lt=1, description="on the embedding and between layers")
+
+
+class LRURecConfig(_Config):
+    """Arguments of :class:`seqgraph_mamba4rec.lru.LRURec`."""
+
+    num_items: int = Field(gt=0, description="items that can be recommended; the data set knows it")
+    d_model: int = Field(64, gt=0, description="width of item and token vectors")
+    n_layers: int = Field(2, gt=0, description="blocks")
+    d_state: int | None = Field(None, gt=0, description="complex states of a block; 2 d_model by default")
+    d_ffn: int | None = Field(None, gt=0, description="inner width of the feed-forward part; 4 d_model by default")
+    dropout: float = Field(0.2, ge=0, lt=1, description="on the embedding and in every block")
+
+
+class BiMamba4RecConfig(_Config):
+    """Arguments of :class:`seqgraph_mamba4rec.cloze.BiMamba4Rec`."""
+
+    num_items: int = Field(gt=0, description="items that can be recommended; the data set knows it")
+    d_model: int = Field(64, gt=0, description="width of item and token vectors")
+    n_layers: int = Field(1, gt=0, description="blocks")
+    d_state: int = Field(32, gt=0, description="states a channel and direction")
+    d_conv: int = Field(4, gt=0, description="width of the convolution")
+    expand: int = Field(2, gt=0, description="inner width over d_model")
+    mixer: Literal["s6", "ssd"] = Field("s6", description="Mamba-1 or Mamba-2")
+    headdim: int = Field(64, gt=0, description="channels of a head, for ssd; expand * d_model is a multiple of it")
+    share: Literal["none", "projections", "all"] = Field("projections", description="what both directions share")
+    d_ffn: int | None = Field(None, gt=0, description="inner width of the feed-forward part; 4 d_model by default")
+    dropout: float = Field(0.2, ge=0, lt=1, description="on the embedding and in every block")
+
+
 class NextItemConfig(_Config):
     """Arguments of :class:`seqgraph_mamba4rec.task.NextItem`."""
 
-    k: int = Field(10, gt=0, description="length of the lists that are judged")
+    k: int | tuple[int, ...] = Field(10, description="lengths of the lists that are judged; the first picks the epoch")
     select_by: Literal["all", "unseen"] = Field(
         "all", description="the ranking whose NDCG picks the best epoch: of all items, or of those not seen"
     )
     memory_mib: int = Field(256, gt=0, description="largest block of scores held at once, MiB")
+    loss: Literal["softmax", "sampled-softmax", "gbce"] = Field("softmax", description="over all items, or drawn ones")
+    negatives: int = Field(256, gt=0, description="items drawn for each prediction, for the latter two")
+    gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce")
+
+    @field_validator("k")
+    @classmethod
+    def _lengths(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        ks = (value,) if isinstance(value, int) else value
+        if not ks or min(ks) < 1 or len(set(ks)) < len(ks):
+            raise ValueError("one or several different numbers from 1")
+        return value
+
+
+class ClozeConfig(NextItemConfig):
+    """Arguments of :class:`seqgraph_mamba4rec.task.Cloze`."""
+
+    hidden: float = Field(0.2, gt=0, lt=1, description="share of a history's items that are hidden in training")
+    last_only: float = Field(0.1, ge=0, le=1, description="share of histories whose last item alone is hidden")
 
 
 class _HistoriesConfig(_Config):
@@ -62,6 +137,18 @@ class _HistoriesConfig(_Config):
     duplicates: Literal["keep", "first", "last", "error"] = Field(
         "keep", description="what to do when a user meets an item again"
     )
+    ties: Literal["file", "reversed", "item"] = Field(
+        "file", description="events of a user at the same time: as in the file, that reversed, or by raw item id"
+    )
+    split: Literal["leave-one-out", "time", "users"] = Field(
+        "leave-one-out", description="each user's last events, two moments for all users, or users kept apart"
+    )
+    valid_share: float = Field(0.1, gt=0, lt=1, description="of the events (time) or users (users) in validation")
+    test_share: float = Field(0.1, gt=0, lt=1, description="of the events (time) or users (users) in the test")
+    targets: Literal["first", "last", "all"] = Field(
+        "first", description="for the split in time: which events of a user in a period are asked for"
+    )
+    split_seed: int = Field(0, ge=0, description="for the split by users: of their choice")
 
 
 class MovieLens100KConfig(_HistoriesConfig):
@@ -91,7 +178,27 @@ class RecBoleInterConfig(_HistoriesConfig):
 class SequencesConfig(_HistoriesConfig):
     """Arguments of :class:`seqgraph_mamba4rec.data.Sequences`."""
 
-    root: str | None = Field(None, description="the text file, gzip too")
+    root: str | None = Field(None, description="the text file, gzip too, or a folder that holds it")
+    file: str | None = Field(None, description="where the file is, when root is a folder")
     layout: Literal["histories", "pairs"] = Field(
         "histories", description="'user item item ...' or 'user item' on a line; in time order either way"
     )
+
+
+class EventTableConfig(_HistoriesConfig):
+    """Arguments of :class:`seqgraph_mamba4rec.data.EventTable`."""
+
+    root: str | None = Field(None, description="a .csv, .tsv (gzip too) or .parquet file, one event a row")
+    order: Literal["timestamp", "file"] = Field(
+        "timestamp", description="what puts a user's events in order: their times, or their rows"
+    )
+    user_field: str = "user"
+    item_field: str = "item"
+    time_field: str = "timestamp"
+
+
+class MovieLensConfig(_HistoriesConfig):
+    """Arguments of :class:`seqgraph_mamba4rec.data.MovieLens`."""
+
+    root: str | None = Field(None, description="an unpacked archive: u.data, ratings.dat or ratings.csv")
+    min_rating: float | None = Field(None, description="leave out ratings below it")

@@ -1,4 +1,4 @@
-"""Full ranking over all items: ranks of the right items, top-k lists, and the metrics made of ranks.
+"""Full ranking over all items: ranks of the right items, and the metrics made of them and of the lists.
 
 Ties are settled against the model: an item that scores the same as the right one counts as ranked before it, and
 so does one whose score is NaN. A model that gives every item one score therefore gets zero, not what the numbering
@@ -36,9 +36,13 @@ def rank_of(scores: Tensor, target: Tensor) -> Tensor:
 
 def without_seen(scores: Tensor, seen: TokenStream) -> Tensor:
     """A copy of the scores (S, V) with minus infinity at the items that each user (segment) has seen."""
-    masked = scores.clone()
-    masked[seen.segment, seen.values] = -math.inf
-    return masked
+    return without_seen_(scores.clone(), seen)
+
+
+def without_seen_(scores: Tensor, seen: TokenStream) -> Tensor:
+    """:func:`without_seen` in place."""
+    scores[seen.segment, seen.values] = -math.inf
+    return scores
 
 
 def user_blocks(num_users: int, num_items: int, budget: int) -> list[slice]:
@@ -47,40 +51,31 @@ def user_blocks(num_users: int, num_items: int, budget: int) -> list[slice]:
     return [slice(start, min(start + rows, num_users)) for start in range(0, num_users, rows)]
 
 
-def top_k(
-    users: Tensor, items: Tensor, k: int, *, seen: TokenStream | None = None, budget: int = 256 << 20
-) -> tuple[Tensor, Tensor]:
-    """Exact top-k over all items by inner product, in blocks of users.
+def all_scores(users: Tensor, items: Tensor) -> Tensor:
+    """Inner products (S, V) of users (S, D) and items (V, D), fp32 or wider whatever autocast says.
 
-    Args:
-        users: (S, D).
-        items: (V, D).
-        k: length of the lists, cut to V.
-        seen: per user, the items to leave out.
-        budget: bytes of scores held at once.
-
-    Returns:
-        scores (S, k), minus infinity where too few items are left, and items (S, k) int64.
+    In bf16 a thousand items share one score, and every tie counts against the model.
     """
-    k = min(k, len(items))
-    values, indices = [users.new_empty((0, k))], [torch.empty((0, k), dtype=torch.int64, device=users.device)]
-    for block in user_blocks(len(users), len(items), budget):
-        scores = users[block] @ items.T
-        if seen is not None:
-            scores = without_seen(scores, seen[block])
-        best = scores.topk(k, dim=1)
-        values.append(best.values)
-        indices.append(best.indices)
-    return torch.cat(values), torch.cat(indices)
+    wide = torch.promote_types(items.dtype, torch.float32)
+    with torch.autocast(users.device.type, enabled=False):
+        return users.to(wide) @ items.to(wide).T
+
+
+def gain(ranks: Tensor, kind: Kind, k: int) -> Tensor:
+    """What a list of k items is worth to each user, (S,) fp64, from the right item's rank r, (S,) int64 from 1.
+
+    HR: 1. NDCG (one right item): 1 / log2(r + 1). MRR: 1 / r. Zero beyond k.
+    """
+    r = ranks.double()
+    worth = {"HR": torch.ones_like(r), "NDCG": 1 / torch.log2(r + 1), "MRR": 1 / r}[kind]
+    return torch.where(ranks <= k, worth, torch.zeros_like(worth))
 
 
 class RankMetric(Metric):
-    """The mean over users of a function of the right item's rank r; zero beyond k.
-
-    HR: 1. NDCG (one right item): 1 / log2(r + 1). MRR: 1 / r.
+    """The mean over users of :func:`gain`.
 
     Args:
-        kind: which of the three.
+        kind: "HR", "NDCG" or "MRR".
         k: length of the list.
     """
 
@@ -97,10 +92,70 @@ class RankMetric(Metric):
 
     def update(self, ranks: Tensor) -> None:
         """Add users by their ranks, (S,) int64 from 1."""
-        r = ranks.double()
-        gain = {"HR": torch.ones_like(r), "NDCG": 1 / torch.log2(r + 1), "MRR": 1 / r}[self.kind]
-        self.total += torch.where(ranks <= self.k, gain, torch.zeros_like(gain)).sum()
+        self.total += gain(ranks, self.kind, self.k).sum()
         self.count += len(ranks)
+
+    def compute(self) -> Tensor:
+        """The mean so far, scalar fp64; zero before any user."""
+        return self.total / self.count.clamp_min(1)
+
+
+class Coverage(Metric):
+    """The share of all items that stand in at least one user's list.
+
+    Args:
+        k: length of the lists.
+        num_items: V.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    shown: Tensor
+
+    def __init__(self, k: int, num_items: int) -> None:
+        super().__init__()
+        self.k = k
+        self.add_state("shown", torch.zeros(num_items, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, lists: Tensor, valid: Tensor) -> None:
+        """Add users by their lists (S, >= k) int64, best first, and which places are filled, bool."""
+        items, filled = lists[:, : self.k].flatten(), valid[:, : self.k].flatten()
+        self.shown.index_add_(0, items, filled.long())
+
+    def compute(self) -> Tensor:
+        """The share so far, scalar fp64."""
+        return (self.shown > 0).double().mean()
+
+
+class Novelty(Metric):
+    """The mean self-information of what is shown: -log2(users who met the item in training / users), over each list,
+    then over users; an item that nobody met counts as met by one.
+
+    Args:
+        k: length of the lists.
+        users: how many users met each item in training, (V,).
+        num_users: users in training.
+    """
+
+    full_state_update = False
+    higher_is_better = True
+    total: Tensor
+    count: Tensor
+    information: Tensor
+
+    def __init__(self, k: int, users: Tensor, num_users: int) -> None:
+        super().__init__()
+        self.k = k
+        self.register_buffer("information", -torch.log2(users.clamp_min(1).double() / num_users), persistent=False)
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, lists: Tensor, valid: Tensor) -> None:
+        """Add users by their lists (S, >= k) int64, best first, and which places are filled, bool."""
+        filled = valid[:, : self.k]
+        worth = torch.where(filled, self.information[lists[:, : self.k]], 0.0).sum(1)
+        self.total += (worth / filled.sum(1).clamp_min(1)).sum()
+        self.count += len(lists)
 
     def compute(self) -> Tensor:
         """The mean so far, scalar fp64; zero before any user."""

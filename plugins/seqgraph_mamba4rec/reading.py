@@ -6,10 +6,10 @@ import csv
 import gzip
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -52,11 +52,11 @@ def _renumber(codes: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str
     return rank[inverse.reshape(-1)].astype(np.int64), [names[found[i]] for i in order]
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     """Number (from 1) and text of each line that is not blank; ``.gz`` is unpacked on the way.
 
     Raises:
-        DataError: for a file that is missing, a folder, empty, damaged or not UTF-8.
+        DataError: for a file that is missing, a folder, empty, damaged or not of that encoding.
     """
     if not path.is_file():
         raise DataError(
@@ -64,7 +64,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         )
     number, some = 0, False
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+        with (
+            gzip.open(path, "rt", encoding=encoding) if path.suffix == ".gz" else path.open(encoding=encoding) as lines
+        ):
             for number, line in enumerate(lines, start=1):
                 line = line.rstrip("\r\n")
                 if line.strip():
@@ -130,7 +132,7 @@ def read_inter(
         )
     u, i = places
     t = header.index(time_field) if timed else -1
-    users, items, times = _Codes(), _Codes(), []
+    users, items, times = Codes(), Codes(), []
     for number, line in lines:
         row = line.split("\t")
         if len(row) != len(header):
@@ -141,7 +143,7 @@ def read_inter(
         items.add(row[i])
         if timed:
             times.append(parse_time(row[t], path, number))
-    return _events(path, users, items, np.array(times) if timed else None)
+    return events_of(path, users, items, np.array(times) if timed else None)
 
 
 def read_text(path: Path, *, layout: Literal["histories", "pairs"] = "histories") -> Events:
@@ -154,7 +156,7 @@ def read_text(path: Path, *, layout: Literal["histories", "pairs"] = "histories"
     Raises:
         DataError: for a line without an item, a user with two lines (histories), or a line that is no pair.
     """
-    users, items = _Codes(), _Codes()
+    users, items = Codes(), Codes()
     where: dict[str, int] = {}
     for number, line in read_lines(path):
         user, *row = line.split()
@@ -173,7 +175,7 @@ def read_text(path: Path, *, layout: Literal["histories", "pairs"] = "histories"
         for item in row:
             users.add(user)
             items.add(item)
-    return _events(path, users, items, None)
+    return events_of(path, users, items, None)
 
 
 def read_titles(path: Path, title_field: str, *, item_field: str = "item_id") -> dict[str, str]:
@@ -235,14 +237,15 @@ def read_requests(path: Path) -> dict[str, list[Request]]:
     return {user: [event for _, event in sorted(row, key=lambda e: e[0])] for user, row in events.items()}
 
 
-def parse_time(text: str, path: Path, number: int) -> float:
-    """A finite timestamp, or a DataError that names the line."""
+def parse_time(text: str, path: Path, number: int, what: str = "timestamp") -> float:
+    """A finite number, or a DataError that names the line."""
     try:
         time = float(text)
     except ValueError:
         time = math.nan
     if not math.isfinite(time):
-        raise DataError(f"{path}, line {number}: timestamp {text!r} is not a number", "seconds, as a plain number")
+        cure = "seconds, as a plain number" if what == "timestamp" else None
+        raise DataError(f"{path}, line {number}: {what} {text!r} is not a number", cure)
     return time
 
 
@@ -251,7 +254,7 @@ def _fields(line: str) -> list[str]:
     return next(csv.reader([line]))
 
 
-class _Codes:
+class Codes:
     """Numbers names by first appearance."""
 
     def __init__(self) -> None:
@@ -261,8 +264,21 @@ class _Codes:
     def add(self, name: str) -> None:
         self.codes.append(self.index.setdefault(name, len(self.index)))
 
+    @classmethod
+    def of(cls, names: Iterable[Any]) -> Codes:
+        """The names, as text, in this order."""
+        codes = cls()
+        for name in names:
+            codes.add(str(name))
+        return codes
 
-def _events(path: Path, users: _Codes, items: _Codes, times: np.ndarray | None) -> Events:
+
+def events_of(path: Path, users: Codes, items: Codes, times: np.ndarray | None) -> Events:
+    """The events of a file that was read line by line.
+
+    Raises:
+        DataError: when there are none.
+    """
     if not users.codes:
         raise DataError(f"{path}: a header and no events")
     return Events(

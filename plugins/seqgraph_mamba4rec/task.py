@@ -1,22 +1,30 @@
-"""The task: predict the next item of a history; judged by full ranking over all items."""
+"""The tasks: predict the next item of a history, or hidden items; judged by full ranking over all items."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchmetrics import Metric
 
+from seqgraph.errors import ConfigError
 from seqgraph.stream import TokenStream
-from seqgraph.train.task import Dataset, Split, Task
-from seqgraph_mamba4rec.data import HistoryBatch, HistoryDataset
-from seqgraph_mamba4rec.loss import softmax_loss
-from seqgraph_mamba4rec.ranking import KINDS, RankMetric, rank_of, user_blocks, without_seen
+from seqgraph.train.task import Dataset, Task
+from seqgraph_mamba4rec.baselines import judge, popularity
+from seqgraph_mamba4rec.cloze import BiMamba4Rec, hide, with_last
+from seqgraph_mamba4rec.histories import HistoryBatch, HistoryDataset
+from seqgraph_mamba4rec.loss import gbce_loss, sampled_softmax_loss, softmax_loss
+from seqgraph_mamba4rec.metrics import Metrics
+from seqgraph_mamba4rec.ranking import all_scores, user_blocks
+
+Loss = Literal["softmax", "sampled-softmax", "gbce"]
 
 
 class NextItem(Task):
-    """Softmax loss over all items; HR, NDCG and MRR at k over the ranking of all items, in two protocols.
+    """A loss over items; HR, NDCG and MRR at k over the ranking of all items, in two protocols; coverage and novelty.
 
     ``HR@10``: every item is ranked, those that the user has seen among them (RecBole's protocol for sequential
     models). ``HR@10-unseen``: the seen items are taken out of the ranking first (SASRec+, gSASRec, HSTU). The two
@@ -24,91 +32,121 @@ class NextItem(Task):
 
     Args:
         model: encodes a stream of item ids to vectors (T, D) and has an ``item_embedding``.
-        k: length of the lists that are judged.
+        k: length of the lists that are judged, one or several; the first picks the best epoch.
         select_by: the ranking whose NDCG on the validation events picks the best epoch: of "all" items, or of the
             "unseen" ones.
         memory_mib: largest block of scores held at once, MiB.
+        loss: "softmax" over all items, "sampled-softmax", or "gbce" (gSASRec's).
+        negatives: items drawn for each prediction, for the latter two.
+        gbce_t: calibration of "gbce", from 0 to 1.
     """
 
     mode = "max"
 
     def __init__(
-        self, model: nn.Module, k: int = 10, select_by: Literal["all", "unseen"] = "all", memory_mib: int = 256
+        self,
+        model: nn.Module,
+        k: int | Sequence[int] = 10,
+        select_by: Literal["all", "unseen"] = "all",
+        memory_mib: int = 256,
+        loss: Loss = "softmax",
+        negatives: int = 256,
+        gbce_t: float = 0.75,
     ) -> None:
         super().__init__(model)
-        self.monitor = f"NDCG@{k}" if select_by == "all" else f"NDCG@{k}-unseen"
+        self.ks = (k,) if isinstance(k, int) else tuple(k)
+        self.monitor = f"NDCG@{self.ks[0]}" if select_by == "all" else f"NDCG@{self.ks[0]}-unseen"
         self.budget = memory_mib << 20
-        self.k = k
-        self.ranked = Metrics(k)
+        self.loss, self.negatives, self.gbce_t = loss, negatives, gbce_t
+        self.ranked = Metrics(self.ks)
+        self.ranks: list[tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def setup(self, data: Dataset) -> None:
+        """Learn how many items there are and who has met them, for coverage and novelty.
+
+        Raises:
+            ConfigError: for a model that cannot read histories as long as the data's.
+        """
+        if not isinstance(data, HistoryDataset):
+            return
+        self.ranked = Metrics(self.ks, data)
+        most = getattr(self.model, "max_length", None)
+        if most is not None and (data.max_history is None or data.max_history > most):
+            raise ConfigError(
+                f"data.max_history is {data.max_history or 'unlimited'}, the model reads {most} events",
+                "raise model.max_length or lower data.max_history",
+            )
 
     def training_step(self, batch: HistoryBatch) -> dict[str, Tensor]:
-        """Mean cross-entropy over the batch's predictions."""
-        hidden = self.model(batch.stream).values[batch.at]  # (P, D)
-        loss = softmax_loss(hidden, self._items(), batch.target, budget=self.budget)
-        return {"loss": loss, "size": torch.tensor(len(batch.target))}
+        """Mean loss over the batch's predictions."""
+        return self._loss(self.model(batch.stream).values[batch.at], batch.target)
+
+    def _loss(self, hidden: Tensor, target: Tensor) -> dict[str, Tensor]:
+        items, size = self._items(), torch.tensor(len(target))
+        if self.loss == "softmax":
+            return {"loss": softmax_loss(hidden, items, target, budget=self.budget), "size": size}
+        options: dict[str, Any] = {"negatives": self.negatives, "budget": self.budget}
+        if self.loss == "gbce":
+            return {"loss": gbce_loss(hidden, items, target, t=self.gbce_t, **options), "size": size}
+        return {"loss": sampled_softmax_loss(hidden, items, target, **options), "size": size}
 
     def evaluation_step(self, batch: HistoryBatch) -> dict[str, Tensor]:
         """Rank every item for every user of the batch, in blocks of users; returns the mean cross-entropy."""
-        users = self.model(batch.stream).values[batch.at]  # (S, D)
+        users = cast(Any, self.model).encode_users(batch.stream)  # (S, D)
         items, seen = self._items(), batch.seen
         if seen is None:
             raise ValueError("a training batch cannot be evaluated: it does not say what the users have seen")
         total = users.new_zeros((), dtype=torch.float64)
         for block in user_blocks(len(users), len(items), self.budget):
-            scores = (users[block] @ items.T).float()  # (block, V)
+            scores = all_scores(users[block], items)  # (block, V)
             target = batch.target[block]
             total += F.cross_entropy(scores, target, reduction="sum")
-            self.ranked.update(scores, target, seen[block])
+            ranks = self.ranked.update(scores, target, seen[block])
+            if self.ranks is not None and batch.user is not None:
+                self.ranks.append((batch.user[block], *ranks))
         return {"loss": total / max(1, len(users)), "size": torch.tensor(len(users))}
 
     def _items(self) -> Tensor:
         """The item vectors that the softmax is tied to, (V, D)."""
         return cast(nn.Embedding, self.model.item_embedding).weight
 
-    def metrics(self) -> dict[str, RankMetric]:
-        """``{HR,NDCG,MRR}@k`` and ``{HR,NDCG,MRR}@k-unseen``."""
+    def metrics(self) -> dict[str, Metric]:
+        """``{HR,NDCG,MRR}@k``, ``coverage@k``, ``novelty@k``, and each with ``-unseen``."""
         return self.ranked.by_name()
 
     def baseline(self, data: Dataset) -> dict[str, float]:
         """Popularity in the training events, by the same evaluator, on the test split."""
-        return popularity(data, k=self.k, budget=self.budget)
+        if not isinstance(data, HistoryDataset):
+            return {}
+        return judge(popularity(data), data, k=self.ks, budget=self.budget)[0]
 
 
-class Metrics(nn.Module):
-    """The six metrics by name, both protocols updated from the same scores.
+class Cloze(NextItem):
+    """Name hidden items from both sides (BERT4Rec); judged as :class:`NextItem`.
 
     Args:
-        k: length of the lists that are judged.
+        model: a :class:`seqgraph_mamba4rec.cloze.BiMamba4Rec`.
+        hidden: share of the items of a history that are hidden in training.
+        last_only: share of the histories of which the last item is hidden instead.
+        **options: see :class:`NextItem`.
     """
 
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.of = nn.ModuleDict(
-            {f"{kind}@{k}{suffix}": RankMetric(kind, k) for suffix in ("", "-unseen") for kind in KINDS}
-        )
+    def __init__(self, model: nn.Module, hidden: float = 0.2, last_only: float = 0.1, **options: Any) -> None:
+        if not isinstance(model, BiMamba4Rec):
+            raise ConfigError(f"the task cloze hides items, which a {type(model).__name__} cannot", "model=bimamba4rec")
+        super().__init__(model, **options)
+        self.hidden, self.last_only = hidden, last_only
 
-    def by_name(self) -> dict[str, RankMetric]:
-        """Name to metric."""
-        return {name: metric for name, metric in self.of.items() if isinstance(metric, RankMetric)}
-
-    def update(self, scores: Tensor, target: Tensor, seen: TokenStream) -> None:
-        """Add some users: scores (S, V), right items (S,), and per user the items seen."""
-        every, unseen = rank_of(scores, target), rank_of(without_seen(scores, seen), target)
-        for name, metric in self.by_name().items():
-            metric.update(unseen if name.endswith("-unseen") else every)
-
-    def compute(self) -> dict[str, float]:
-        """Name to value."""
-        return {name: float(metric.compute()) for name, metric in self.by_name().items()}
+    def training_step(self, batch: HistoryBatch) -> dict[str, Tensor]:
+        """Mean loss over the hidden items of whole histories, last targets included."""
+        whole = complete(batch)
+        model = cast(BiMamba4Rec, self.model)
+        holed, gone = hide(whole, self.hidden, self.last_only, model.num_items)
+        at = gone.nonzero()[:, 0]
+        return self._loss(model(holed).values[at], whole.values[at])
 
 
-def popularity(data: Dataset, split: Split = "test", *, k: int = 10, budget: int = 256 << 20) -> dict[str, float]:
-    """The metrics of the list that is the same for everyone: the items by their training events."""
-    if not isinstance(data, HistoryDataset):
-        return {}
-    counts = data.train_counts().float()
-    examples, metrics = data.split(split), Metrics(k)
-    for block in user_blocks(len(examples), len(counts), budget):
-        batch: Any = data.collate(examples[block])
-        metrics.update(counts.expand(len(batch.target), -1), batch.target, batch.seen)
-    return metrics.compute()
+def complete(batch: HistoryBatch) -> TokenStream:
+    """The histories of a training batch with the item that follows each."""
+    ends = torch.searchsorted(batch.at, batch.stream.cu_seqlens[1:].long() - 1)
+    return with_last(batch.stream, batch.target[ends])

@@ -14,10 +14,20 @@ import seqgraph as sg
 from seqgraph.cli.main import main
 from seqgraph.config import load_config
 from seqgraph.plugin import manager
-from seqgraph.train.run import train
+from seqgraph.train.run import build_data, build_task, train
 from seqgraph_mamba4rec.data import Sequences
 
 ITEMS = 12
+PUBLISHED = {
+    "ml-1m": (6_040, 3_416),
+    "ml-1m-faithful": (6_040, 3_416),
+    "ml-1m-sasrec": (6_040, 3_416),
+    "beauty": (22_363, 12_101),
+    "beauty-sasrec": (22_363, 12_101),
+    "sports": (35_598, 18_357),
+    "toys": (19_412, 11_924),
+    "video-games": (24_303, 10_672),
+}
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +58,11 @@ def requests(tmp_path, text):
 
 def test_the_plugin_registers_everything_and_stays_light():
     for kind, names in {
-        "models": ["mamba4rec"],
-        "datasets": ["ml-100k", "recbole-inter", "sequences"],
-        "tasks": ["next-item"],
-        "presets": ["ml-100k", "mamba4rec-faithful"],
-        "commands": ["recommend"],
+        "models": ["mamba4rec", "sasrec", "gru4rec", "lrurec", "bimamba4rec"],
+        "datasets": ["ml-100k", "movielens", "recbole-inter", "events", "sequences"],
+        "tasks": ["next-item", "cloze"],
+        "presets": ["ml-100k", "mamba4rec-faithful", "bimamba4rec", *PUBLISHED],
+        "commands": ["recommend", "rec"],
     }.items():
         for name in names:
             descriptor = manager.get(kind, name)
@@ -75,13 +85,31 @@ def test_presets_are_valid_and_say_what_they_are():
     assert faithful.data.fields["root"] == "x.txt" and faithful.train.max_items == 2048
 
 
+@pytest.mark.parametrize("name", ["ml-1m", "beauty", "sports", "toys", "video-games"])
+def test_presets_find_their_data(shared_data, name):
+    config = load_config(name, data_root=shared_data / "recommendation")
+    data = build_data(config)
+    assert (data.num_users, data.num_items) == PUBLISHED[name]
+    build_task(config, data)
+
+
+def test_compared_presets_differ_in_the_model_alone():
+    for ours, theirs in (("ml-1m", "ml-1m-sasrec"), ("beauty", "beauty-sasrec")):
+        a, b = load_config(ours), load_config(theirs)
+        assert a.data == b.data and a.task == b.task
+        assert a.train.model_copy(update={"lr": 1}) == b.train.model_copy(update={"lr": 1})
+        assert a.model.fields["d_model"] == b.model.fields["d_model"]
+
+
 def test_a_run_learns_and_beats_popularity(run):
     folder, _ = run
     model = sg.load(folder)
     metrics = json.loads((folder / "metrics.json").read_text())
     test, trivial = metrics["test"], metrics["baseline"]
     assert test["HR@3"] == 1.0 and test["MRR@3"] > 0.9
-    assert set(test) == {"loss", *(f"{m}@3{s}" for m in ("HR", "NDCG", "MRR") for s in ("", "-unseen"))}
+    kinds = ("HR", "NDCG", "MRR", "coverage", "novelty")
+    assert set(test) == {"loss", *(f"{m}@3{s}" for m in kinds for s in ("", "-unseen"))}
+    assert set(trivial) == set(test) - {"loss"} and trivial["coverage@3"] == 3 / 12 < test["coverage@3"]
     assert trivial["MRR@3"] < 0.5
     (row,) = model.recommend([["i3", "i4", "i5"]], k=1)
     assert row[0].item == "i6"

@@ -15,8 +15,14 @@ from hypothesis import strategies as st
 from seqgraph.errors import DataError
 from seqgraph.stream import TokenStream
 from seqgraph.tokenize.history import leave_one_out
-from seqgraph_mamba4rec.config import MovieLens100KConfig, RecBoleInterConfig, SequencesConfig
-from seqgraph_mamba4rec.data import HistoryDataset, MovieLens100K, RecBoleInter, Sequences
+from seqgraph_mamba4rec.config import (
+    EventTableConfig,
+    MovieLens100KConfig,
+    MovieLensConfig,
+    RecBoleInterConfig,
+    SequencesConfig,
+)
+from seqgraph_mamba4rec.data import EventTable, HistoryDataset, MovieLens, MovieLens100K, RecBoleInter, Sequences
 from seqgraph_mamba4rec.reading import read_requests
 
 HEADER = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
@@ -296,13 +302,19 @@ def test_requests(tmp_path):
 
 @pytest.mark.parametrize(
     ("dataset", "config"),
-    [(MovieLens100K, MovieLens100KConfig), (RecBoleInter, RecBoleInterConfig), (Sequences, SequencesConfig)],
+    [
+        (MovieLens100K, MovieLens100KConfig),
+        (MovieLens, MovieLensConfig),
+        (RecBoleInter, RecBoleInterConfig),
+        (EventTable, EventTableConfig),
+        (Sequences, SequencesConfig),
+    ],
 )
 def test_config_fields_are_the_constructors_keywords(dataset, config, tmp_path):
     import inspect
 
     own = {p.name: p.default for p in inspect.signature(dataset).parameters.values() if p.kind != p.VAR_KEYWORD}
     base = inspect.signature(HistoryDataset).parameters
-    own |= {n: base[n].default for n in ("max_history", "examples", "k_core", "duplicates")}
+    own |= {n: p.default for n, p in base.items() if n not in ("events", "titles", "self")}
     fields = {name: field.default for name, field in config.model_fields.items()}
     assert own == fields
