@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seqgraph import order
 from seqgraph.errors import ConfigError, DataError
 from seqgraph.train.task import Dataset, Split
-from seqgraph_graph_mamba import positional
+from seqgraph_graph_mamba import ordering, positional, sampling
 from seqgraph_graph_mamba.cache import Arrays, cached, content_key, progress
 from seqgraph_graph_mamba.codes import PYG_ATOM_SIZES, PYG_BOND_SIZES, guess_codes
 from seqgraph_graph_mamba.graph import Graph, GraphBatch, Level, collate, from_networkx, from_pyg
@@ -304,8 +305,7 @@ class GraphDataset(Dataset):
                 shown = progress(parts, len(self._chunks()), f"{kind} encoding", worth=8)
                 return {"pe": torch.cat([part for part in shown if part is not None]).numpy()}
 
-        large = self.cache and (len(self.table.x) > _CACHE_ABOVE or self.table.num_nodes.max() > _LARGE_GRAPH)
-        key = ""
+        large, key = self._worth_keeping(), ""
         if large:
             # the code that makes it is a part of what it is made from
             shape = [self.table.edge_index.numpy(), self.table.node_ptr.numpy(), self.table.edge_ptr.numpy()]
@@ -314,18 +314,35 @@ class GraphDataset(Dataset):
         self._encoded = (kind, size)
 
     def add_columns(self, model: Any) -> None:
-        """Keep what a model needs of each graph and training never changes (``model.node_columns``)."""
+        """Keep what a model needs of each graph and training never changes (``model.node_columns``); on disk for large
+        data sets, where the model says what that hangs on beside the graphs (``model.columns_key``)."""
         compute = getattr(model, "node_columns", None)
         self.table = replace(self.table, columns={})
         if compute is None:
             return
-        parts: list[dict[str, Tensor]] = []
-        with torch.no_grad():
-            for rows in progress(self._chunks(), len(self._chunks()), "orders", worth=8):
-                parts.append(compute(self.table.batch(rows)))
-                if not parts[-1]:
-                    return
-        self.table = replace(self.table, columns={name: torch.cat([p[name] for p in parts]) for name in parts[0]})
+
+        def all_columns() -> Arrays:
+            parts: list[dict[str, Tensor]] = []
+            with torch.no_grad():
+                for rows in progress(self._chunks(), len(self._chunks()), "orders", worth=8):
+                    parts.append(compute(self.table.batch(rows)))
+                    if not parts[-1]:
+                        return {}
+            return {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+
+        made_of, key = getattr(model, "columns_key", None), ""
+        keep = made_of is not None and self._worth_keeping()
+        if keep:
+            features = [self.table.x] if self.table.edge_attr is None else [self.table.x, self.table.edge_attr]
+            held = [self.table.edge_index, self.table.node_ptr, self.table.edge_ptr, *features]
+            code = [*sorted(Path(order.__file__).parent.glob("*.py")), Path(ordering.__file__), Path(sampling.__file__)]
+            key = content_key(*[part.numpy() for part in held], f"columns {made_of}", *code)
+        found = cached(key, all_columns, use=keep)
+        self.table = replace(self.table, columns={name: torch.from_numpy(value) for name, value in found.items()})
+
+    def _worth_keeping(self) -> bool:
+        """Whether what takes time a node is to be kept on disk."""
+        return self.cache and (len(self.table.x) > _CACHE_ABOVE or self.table.num_nodes.max() > _LARGE_GRAPH)
 
     def _chunks(self) -> list[np.ndarray]:
         """Numbers of all graphs in order, some at a time."""

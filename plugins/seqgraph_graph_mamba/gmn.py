@@ -206,3 +206,10 @@ class GMN(GraphModel):
         """Priorities within each graph, and the names of the nodes at inference."""
         columns = self.prioritizer.columns(batch)
         return columns if self.tokens is None else columns | walk_names(batch, self.prioritizer.ties).columns(batch)
+
+    @property
+    def columns_key(self) -> str | None:
+        """As Graph-Mamba's."""
+        p = self.prioritizer
+        walks = "" if self.tokens is None else " walks"
+        return f"{p.order} {p.ties} {p.seed}{walks}" if isinstance(p.order, str) else None

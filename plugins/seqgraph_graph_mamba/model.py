@@ -144,6 +144,13 @@ class GraphMamba(GraphModel):
         """Priorities within each graph, and the names of the nodes at inference."""
         return self.prioritizer.columns(batch)
 
+    @property
+    def columns_key(self) -> str | None:
+        """What the columns hang on beside the graphs; None for an order that is a function of the user's."""
+        p = self.prioritizer
+        scores = " scores" if p.keep_scores else ""
+        return f"{p.order} {p.ties} {p.seed}{scores}" if isinstance(p.order, str) else None
+
     def node_order(self, batch: GraphBatch, draw: int = 0) -> Tensor:
         """Nodes in the token order of the first layer at inference, (V,) int64: what a picture should show.
 

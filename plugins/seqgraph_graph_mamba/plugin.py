@@ -80,8 +80,12 @@ def seqgraph_presets() -> Iterable[Preset]:
     yield from PRESETS
     for name, summary in (
         ("ogbg-molesol", "Graph-Mamba on ESOL: about a minute on two CPU cores, no download."),
+        ("ogbg-molbace", "Graph-Mamba on ogbg-molbace; needs --data-root."),
+        ("ogbg-molbbbp", "Graph-Mamba on ogbg-molbbbp; needs --data-root."),
+        ("ogbg-molfreesolv", "Graph-Mamba on ogbg-molfreesolv; needs --data-root."),
         ("ogbg-molesol-tiny", "Graph-Mamba on ESOL for a few steps: does everything run?"),
         ("peptides-func", "Graph-Mamba on Peptides-func with the published hyper-parameters; needs --data-root."),
+        ("peptides-func-plus", "Graph-Mamba on Peptides-func, in both directions and with the recipe of GNN+."),
         ("peptides-func-gmn", "Graph Mamba Networks on Peptides-func."),
         ("peptides-func-gmn-one-direction", "Its ablation: one direction."),
         ("peptides-func-gmn-no-mpnn", "Its ablation: no message passing."),
