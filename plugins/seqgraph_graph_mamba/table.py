@@ -54,15 +54,19 @@ class GraphTable:
         """Lay graphs end to end.
 
         Raises:
-            DataError: for a graph without y or pairs, or when only some of those with edges have edge_attr.
+            DataError: for a graph without y or pairs, with other columns than the first, or when only some of those
+                with edges have edge_attr.
         """
         for i, graph in enumerate(graphs):
             if graph.y is None and graph.pairs is None:
                 raise DataError(f"graph {i} has no targets", "set Graph.y, with NaN where a target is unknown")
+        _check_alike("x", dict(enumerate(g.x for g in graphs)))
         # empty tensors of edgeless graphs may lack the columns of the others
         attributes = [g.edge_attr for g in graphs if g.edge_attr is not None and g.num_edges]
         if attributes and sum(map(len, attributes)) != sum(g.num_edges for g in graphs):
             raise DataError("only some of the graphs have edge features", "give edge_attr to all of them, or to none")
+        found = ((i, g.edge_attr) for i, g in enumerate(graphs) if g.num_edges)
+        _check_alike("edge_attr", {i: attributes for i, attributes in found if attributes is not None})
         pairs = [g.pairs for g in graphs if g.pairs is not None and g.pair_y is not None]
         if pairs and len(pairs) != len(graphs):
             raise DataError("only some of the graphs have pairs", "give pairs and pair_y to all of them, or to none")
@@ -223,6 +227,19 @@ def borders(lengths: Sequence[int] | np.ndarray) -> Tensor:
     ends = torch.zeros(len(lengths) + 1, dtype=torch.int64)
     ends[1:] = torch.as_tensor(lengths, dtype=torch.int64).cumsum(0)
     return ends
+
+
+def _check_alike(name: str, features: dict[int, Tensor]) -> None:
+    """See that features (rows, F) of the graphs of these numbers can lie in one tensor."""
+    first = next(iter(features), 0)
+    for i, rows in features.items():
+        like = features[first]
+        if rows.shape[1:] != like.shape[1:] or rows.is_floating_point() != like.is_floating_point():
+            raise DataError(
+                f"graph {i}: {name} has {rows.shape[1]} columns of {rows.dtype}, "
+                f"that of graph {first} {like.shape[1]} of {like.dtype}",
+                "give all graphs the same features",
+            )
 
 
 def _span(ptr: Tensor, index: int) -> slice:

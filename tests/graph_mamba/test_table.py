@@ -129,6 +129,19 @@ def test_the_first_bad_graph_of_a_table_is_named(field, value, says):
         GraphTable(**{**vars(table), field: value}).validate("f.pt")
 
 
+@pytest.mark.parametrize("field", ["x", "edge_attr"])
+@pytest.mark.parametrize("columns", [3, 2])
+def test_graphs_of_other_features_are_named(field, columns):
+    edges = torch.tensor([[0], [1]])
+    lonely = Graph(torch.zeros(2, 2), edges[:, :0], torch.zeros(0, 0), y=torch.zeros(1))
+    plain = Graph(torch.zeros(2, 2), edges, torch.zeros(1, 2), y=torch.zeros(1))
+    other = Graph(**{**vars(plain), field: torch.zeros(1 + (field == "x"), columns, dtype=torch.int64)})
+    assert len(GraphTable.from_graphs([lonely, plain])) == 2
+    first = 0 if field == "x" else 1
+    with pytest.raises(DataError, match=f"graph 2: {field} has {columns} columns of .*int64, that of graph {first} 2"):
+        GraphTable.from_graphs([lonely, plain, other])
+
+
 def test_what_only_some_graphs_have_is_refused():
     plain = Graph(torch.zeros(2, 1), torch.tensor([[0], [1]]), y=torch.zeros(1))
     for change, says in (
