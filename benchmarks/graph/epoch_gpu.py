@@ -1,0 +1,229 @@
+"""Seconds of one epoch of a preset on a GPU, nodes a second, and where a step's time goes.
+
+    python benchmarks/graph/epoch_gpu.py [KEY=VALUE ...] --data-root PEPTIDES [--preset peptides-func]
+    (with the repository, kernels/ and plugins/ on PYTHONPATH, or installed)
+
+Three measurements, each in fp32, in tf32 and in bf16 (autocast):
+
+- *trainer*: what ``seqgraph train`` takes, read from its own log; training and evaluation (all draws of orders) apart;
+- *loop*: the same steps without Lightning, log and checks: loader, forward, backward, clipping, AdamW; with the part
+  of it that the host needs to launch everything, and the part of that in the loader;
+- *kernels*: the sum of all kernels of a step, and of those of the loader, of message passing and of the scan, each run
+  by itself on the inputs that it has in a step, forwards and backwards.
+
+The trainer's epoch should be near the larger of the host's time and the kernels' time. On a CPU everything runs too
+(``--epochs 1 --steps 2`` with a small preset), with operators in the place of kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import seqgraph.encode.mixer as mixers
+from seqgraph.config import RunConfig, load_config
+from seqgraph.train.batching import token_batches
+from seqgraph.train.optimize import parameter_groups, undecayed
+from seqgraph.train.run import build_data, build_task, train
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def kernel_ms(call: Callable[[], Any]) -> float:
+    """Milliseconds that all kernels of a call take together; on a CPU, its operators."""
+    call()
+    synchronize()
+    cuda = torch.cuda.is_available()
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
+        call()
+        synchronize()
+    field = "self_device_time_total" if cuda else "self_cpu_time_total"
+    return sum(getattr(event, field) for event in found.key_averages()) / 1e3
+
+
+class Steps:
+    """A task on a data set, stepped as the trainer does it.
+
+    Args:
+        data: the data set.
+        config: the run.
+        precision: one of PRECISIONS.
+    """
+
+    def __init__(self, data: Any, config: RunConfig, precision: str) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        self.data, self.config, self.bf16 = data, config, precision == "bf16"
+        self.task, _ = build_task(config, data)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.task.to(self.device).train()
+        groups = parameter_groups(self.task, config.train.weight_decay, undecayed(self.task))
+        self.optimizer = torch.optim.AdamW(groups, lr=config.train.lr)
+        self.loading = 0.0
+
+    def autocast(self) -> Any:
+        return torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext()
+
+    def batches(self, epoch: int) -> Iterator[Any]:
+        """The training batches of an epoch; their time on the host is added up."""
+        loader = token_batches(self.data, "train", self.config.train.max_tokens, shuffle=True, seed=0)
+        loader.sampler.seek(epoch)  # type: ignore[attr-defined]
+        source = iter(loader)
+        while True:
+            start = time.perf_counter()
+            batch = next(source, None)
+            self.loading += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch.to(self.device)
+
+    def step(self, batch: Any) -> None:
+        with self.autocast():
+            loss = self.task.training_step(batch)["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.task.parameters(), self.config.train.clip or 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def epoch(self, epoch: int, limit: int | None) -> dict[str, float]:
+        """One epoch, or its first steps: seconds in all, of the host, and of the host in the loader; steps, nodes."""
+        synchronize()
+        self.loading, nodes, steps = 0.0, 0, 0
+        start = time.perf_counter()
+        for batch in self.batches(epoch):
+            self.step(batch)
+            nodes, steps = nodes + batch.num_nodes, steps + 1
+            if steps == limit:
+                break
+        host = time.perf_counter() - start
+        synchronize()
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "host": host, "loader": self.loading, "steps": steps, "nodes": nodes}
+
+    def kernels(self) -> dict[str, float]:
+        """Milliseconds of kernels a step, and of its parts."""
+        batch = next(self.batches(0))
+        rows = self.data.splits["train"][: batch.num_graphs]
+        passing: list[tuple[nn.Module, tuple[Any, ...]]] = []
+        scans: list[dict[str, Any]] = []
+        handles = [
+            module.local.register_forward_hook(lambda m, inputs, output: passing.append((m, inputs)))
+            for module in self.task.modules()
+            if isinstance(getattr(module, "local", None), nn.Module)
+        ]
+        scan = mixers.selective_scan
+
+        def remember(**arguments: Any) -> Any:
+            scans.append(arguments)
+            return scan(**arguments)
+
+        mixers.selective_scan = remember  # type: ignore[assignment]
+        try:
+            with self.autocast():
+                self.task.training_step(batch)
+        finally:
+            mixers.selective_scan = scan
+            for handle in handles:
+                handle.remove()
+
+        def again(function: Callable[..., Any], inputs: dict[Any, Any]) -> Callable[[], None]:
+            given = {k: _leaf(v) for k, v in inputs.items()}
+
+            def call() -> None:
+                with self.autocast():
+                    named = {k: v for k, v in given.items() if isinstance(k, str)}
+                    found = function(*[v for k, v in given.items() if not isinstance(k, str)], **named)
+                outputs = [f for f in (found if isinstance(found, tuple) else (found,)) if f.requires_grad]
+                torch.autograd.backward(outputs, [torch.ones_like(f) for f in outputs])
+
+            return call
+
+        return {
+            "step": kernel_ms(lambda: self.step(batch)),
+            "loader": kernel_ms(lambda: self.data.placed().batch(rows)),
+            "message passing": sum(kernel_ms(again(m, dict(enumerate(inputs)))) for m, inputs in passing),
+            "scan": sum(kernel_ms(again(scan, arguments)) for arguments in scans),
+        }
+
+
+def _leaf(value: Any) -> Any:
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.detach().requires_grad_(value.requires_grad) if floating else value
+
+
+def through_trainer(data: Any, precision: str, arguments: argparse.Namespace) -> str:
+    """Seconds of training and of evaluation in the last epoch, as the run's own log has them."""
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    own = [f"train.epochs={arguments.epochs}", f"train.precision={'bf16' if precision == 'bf16' else '32'}", "seed=0"]
+    config = load_config(
+        arguments.preset, [*arguments.overrides, *own, "train.eval_every=1"], data_root=arguments.data_root
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train(config, output=Path(folder) / "run", quiet=True)
+        row = json.loads((Path(folder) / "run" / "log.jsonl").read_text().splitlines()[-1])
+        facts = json.loads((Path(folder) / "run" / "config.json").read_text())["facts"]
+    training = sum(data.lengths("train")) / row["tokens_per_second"]
+    return (
+        f"{training:.2f} s an epoch and {row['seconds'] - training:.2f} s for evaluation and checkpoints, "
+        f"{row['tokens_per_second']:,.0f} nodes/s, {facts['parameters']:,} parameters"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", help="KEY=VALUE of the run's configuration")
+    parser.add_argument("--preset", default="peptides-func")
+    parser.add_argument("--data-root")
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
+    parser.add_argument("--epochs", type=int, default=3, help="of the trainer")
+    parser.add_argument("--steps", type=int, help="of the loop, instead of a whole epoch")
+    parser.add_argument("--skip", nargs="*", default=(), choices=("trainer", "loop", "kernels"))
+    arguments = parser.parse_args()
+    config = load_config(arguments.preset, arguments.overrides, data_root=arguments.data_root)
+    torch.manual_seed(0)
+    data = build_data(config)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"{arguments.preset} {' '.join(arguments.overrides)} on {name}, torch {torch.__version__}")
+    for precision in arguments.precisions:
+        report(data, config, precision, arguments)
+
+
+def report(data: Any, config: RunConfig, precision: str, arguments: argparse.Namespace) -> None:
+    """Print what one precision takes."""
+    print(f"\n{precision}")
+    if "loop" not in arguments.skip or "kernels" not in arguments.skip:
+        steps = Steps(data, config, precision)
+        steps.epoch(0, min(arguments.steps or 12, 12))  # kernels are compiled, memory is taken
+        found = steps.epoch(1, arguments.steps)
+        each = 1e3 / found["steps"]
+        print(
+            f"  loop     {found['seconds']:.2f} s for {found['steps']} steps, {found['nodes'] / found['seconds']:,.0f} "
+            f"nodes/s; a step {found['seconds'] * each:.2f} ms, the host {found['host'] * each:.2f} ms, of it the "
+            f"loader {found['loader'] * each:.2f} ms"
+        )
+        if "kernels" not in arguments.skip:
+            ms = steps.kernels()
+            shares = ", ".join(f"{k} {v:.2f} ({v / ms['step']:.0%})" for k, v in ms.items() if k != "step")
+            print(f"  kernels  {ms['step']:.2f} ms a step: {shares}")
+        if torch.cuda.is_available():
+            print(f"  memory   {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at most")
+    if "trainer" not in arguments.skip:
+        print(f"  trainer  {through_trainer(data, precision, arguments)}")
+
+
+if __name__ == "__main__":
+    main()
