@@ -250,7 +250,7 @@ class PygFile(GraphDataset):
         if not isinstance(held, list | tuple) or not held or not all(hasattr(one, "edge_index") for one in held):
             raise DataError(f"{path} holds no list of PyG's Data", hint)
         graphs = [from_pyg(one, f"{path}, graph {i}", level=level, codes="any") for i, one in enumerate(held)]
-        table = GraphTable.from_graphs(graphs)
+        table = GraphTable.from_graphs(graphs, f"{path}, ")
         kind, names = describe_targets(table, kind)
         super().__init__(
             table,

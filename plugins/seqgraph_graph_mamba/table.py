@@ -50,8 +50,8 @@ class GraphTable:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def from_graphs(cls, graphs: Sequence[Graph]) -> GraphTable:
-        """Lay graphs end to end.
+    def from_graphs(cls, graphs: Sequence[Graph], where: str = "") -> GraphTable:
+        """Lay graphs end to end; ``where`` stands before a graph's number in messages.
 
         Raises:
             DataError: for a graph without y or pairs, with other columns than the first, or when only some of those
@@ -59,14 +59,14 @@ class GraphTable:
         """
         for i, graph in enumerate(graphs):
             if graph.y is None and graph.pairs is None:
-                raise DataError(f"graph {i} has no targets", "set Graph.y, with NaN where a target is unknown")
-        _check_alike("x", dict(enumerate(g.x for g in graphs)))
+                raise DataError(f"{where}graph {i} has no targets", "set Graph.y, with NaN where a target is unknown")
+        _check_alike(where, "x", dict(enumerate(g.x for g in graphs)))
         # empty tensors of edgeless graphs may lack the columns of the others
         attributes = [g.edge_attr for g in graphs if g.edge_attr is not None and g.num_edges]
         if attributes and sum(map(len, attributes)) != sum(g.num_edges for g in graphs):
             raise DataError("only some of the graphs have edge features", "give edge_attr to all of them, or to none")
         found = ((i, g.edge_attr) for i, g in enumerate(graphs) if g.num_edges)
-        _check_alike("edge_attr", {i: attributes for i, attributes in found if attributes is not None})
+        _check_alike(where, "edge_attr", {i: attributes for i, attributes in found if attributes is not None})
         pairs = [g.pairs for g in graphs if g.pairs is not None and g.pair_y is not None]
         if pairs and len(pairs) != len(graphs):
             raise DataError("only some of the graphs have pairs", "give pairs and pair_y to all of them, or to none")
@@ -229,14 +229,14 @@ def borders(lengths: Sequence[int] | np.ndarray) -> Tensor:
     return ends
 
 
-def _check_alike(name: str, features: dict[int, Tensor]) -> None:
+def _check_alike(where: str, name: str, features: dict[int, Tensor]) -> None:
     """See that features (rows, F) of the graphs of these numbers can lie in one tensor."""
     first = next(iter(features), 0)
     for i, rows in features.items():
         like = features[first]
         if rows.shape[1:] != like.shape[1:] or rows.is_floating_point() != like.is_floating_point():
             raise DataError(
-                f"graph {i}: {name} has {rows.shape[1]} columns of {rows.dtype}, "
+                f"{where}graph {i}: {name} has {rows.shape[1]} columns of {rows.dtype}, "
                 f"that of graph {first} {like.shape[1]} of {like.dtype}",
                 "give all graphs the same features",
             )

@@ -335,3 +335,14 @@ def test_the_baseline_needs_molecules(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="scikit-learn is not installed"):
         fingerprint_baseline(OgbMolecules(), learner="sklearn")
+
+
+def test_the_graph_that_does_not_fit_is_named_with_its_file(tmp_path):
+    from torch_geometric.data import Data
+
+    graphs = [
+        Data(x=torch.zeros(2, columns), edge_index=torch.tensor([[0], [1]]), y=torch.ones(1, 1)) for columns in (3, 5)
+    ]
+    torch.save(graphs, tmp_path / "a.pt")
+    with pytest.raises(DataError, match=r"a\.pt, graph 1: x has 5 columns"):
+        PygFile(str(tmp_path / "a.pt"))
