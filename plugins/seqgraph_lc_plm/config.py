@@ -31,13 +31,29 @@ class LcPlmConfig(BaseModel):
     checkpoint: bool = Field(False, description="recompute blocks in the backward pass, to save memory")
 
 
+class Esm2Config(BaseModel):
+    """Arguments of :class:`seqgraph_lc_plm.esm2_training.TrainableEsm2`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: Literal["8M", "35M", "150M", "650M"] = Field("8M", description="a named shape of ESM-2; the others win")
+    d_model: int | None = Field(None, ge=1, description="D, token width")
+    n_layers: int | None = Field(None, ge=1, description="number of blocks")
+    heads: int | None = Field(None, ge=1, description="attention heads; D / heads is even")
+    token_dropout: bool = Field(True, description="ESM-2's rescaling of embeddings by the share of masks")
+    attention: Literal["sdpa", "fair-esm"] = Field("sdpa", description="by torch's fused kernels, or as fair-esm does")
+
+
+_CROP = "longer training sequences are cropped at random to it; null trains on whole proteins"
+
+
 class SwissProtSampleConfig(BaseModel):
     """Arguments of :class:`seqgraph_lc_plm.data.SwissProtSample`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: str | None = Field(None, description="must be left out: the sample ships with the package")
-    max_length: int = Field(1024, ge=1, description="longer training sequences are cropped at random to it")
+    max_length: int | None = Field(1024, ge=1, description=_CROP)
 
 
 class FastaConfig(BaseModel):
@@ -47,12 +63,31 @@ class FastaConfig(BaseModel):
 
     path: str = Field(description="FASTA file, plain or compressed")
     root: str | None = Field(None, description="folder that a relative path starts from")
-    max_length: int = Field(1024, ge=1, description="longer training sequences are cropped at random to it")
+    clusters: str | None = Field(None, description="table of cluster, tab, member: an epoch has one protein of each")
+    max_length: int | None = Field(1024, ge=1, description=_CROP)
     valid_fraction: float = Field(0.05, ge=0, lt=1)
     test_fraction: float = Field(0.05, ge=0, lt=1)
     split_seed: int = Field(0, description="another number gives another split")
     on_invalid: Literal["error", "unk", "skip"] = Field("error", description="letters that are no amino acids")
     on_duplicate: Literal["error", "number"] = Field("number", description="names that occur twice")
+
+
+class ProteinTableConfig(BaseModel):
+    """Arguments of :class:`seqgraph_lc_plm.data.ProteinTable`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(description="tab or comma separated table, plain or compressed")
+    root: str | None = Field(None, description="folder that a relative path starts from")
+    columns: list[str] | None = Field(None, description="names of the columns, for a table without a header")
+    sequence: str = Field("sequence", description="the column of sequences")
+    cluster: str | None = Field(None, description="the column of clusters: an epoch has one protein of each")
+    split: str | None = Field(None, description="the column that says train, valid or test")
+    max_length: int | None = Field(1024, ge=1, description=_CROP)
+    valid_fraction: float = Field(0.05, ge=0, lt=1, description="where there is no column of splits")
+    test_fraction: float = Field(0.05, ge=0, lt=1, description="where there is no column of splits")
+    split_seed: int = Field(0, description="another number gives another split")
+    on_invalid: Literal["error", "unk", "skip"] = Field("error", description="letters that are no amino acids")
 
 
 class MaskedLMConfig(BaseModel):
@@ -62,3 +97,6 @@ class MaskedLMConfig(BaseModel):
 
     mask_fraction: float = Field(0.15, gt=0, le=1, description="share of the residues that are predicted")
     eval_seed: int = Field(0, description="decides which residues are masked in evaluation")
+    length_bins: tuple[int, ...] = Field(
+        (), description="upper bounds of bins of protein length, ascending: the loss of each is a metric of its own"
+    )

@@ -33,3 +33,10 @@ EXAMPLE = ModelExample(
     collate=_collate,
     outputs=_outputs,
 )
+
+ESM2 = ModelExample(
+    kwargs={"d_model": 16, "n_layers": 2, "heads": 4},
+    items=_items,
+    collate=_collate,
+    outputs=_outputs,
+)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from seqgraph.encode import Encoder
@@ -170,8 +169,7 @@ class LcPlm(MambaLM, ProteinLM):
             mixer=mixer,
             **({"headdim": headdim} if mixer == "ssd" else {}),
         )
-        with torch.device("cpu"):  # a table, whatever device the parameters are made on
-            self.alphabet = ProteinAlphabet()
+        self.alphabet = ProteinAlphabet()
 
 
 def _block_flops(mixer: Any) -> float:

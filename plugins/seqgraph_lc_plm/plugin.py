@@ -6,6 +6,15 @@ from collections.abc import Iterator
 
 from seqgraph.plugin import Command, Dataset, Format, Model, Preset, Task, hookimpl
 
+_PRESETS = {
+    "lc-plm-sample": "A small LC-PLM on the shipped Swiss-Prot sample, a minute on two CPU cores",
+    "lc-plm-8m": "LC-PLM of ESM-2 8M's parameter count on Swiss-Prot, a GPU",
+    "esm2-8m": "ESM-2 8M on the same data, with the same task, token budget and optimiser",
+    "lc-plm-35m": "LC-PLM of ESM-2 35M's parameter count on Swiss-Prot, a GPU",
+    "esm2-35m": "ESM-2 35M on the same data, with the same task, token budget and optimiser",
+    "lc-plm-753m": "The published shape on a table of your own, sharded over several GPUs",
+}
+
 
 @hookimpl
 def seqgraph_models() -> Iterator[Model]:
@@ -18,6 +27,18 @@ def seqgraph_models() -> Iterator[Model]:
         example="seqgraph_lc_plm.example:EXAMPLE",
         paper="Wang et al. 2024, Long-context Protein Language Modeling, arXiv 2411.08909",
         since="0.1.0",
+    )
+
+    yield Model(
+        name="esm2",
+        domain="protein",
+        summary="ESM-2 by fair-esm with new weights, to be trained beside LC-PLM",
+        target="seqgraph_lc_plm.esm2_training:TrainableEsm2",
+        config="seqgraph_lc_plm.config:Esm2Config",
+        example="seqgraph_lc_plm.example:ESM2",
+        paper="Lin et al. 2023, Evolutionary-scale prediction of atomic-level protein structure, Science 379",
+        extra="protein",
+        since="0.2.0",
     )
 
 
@@ -39,6 +60,14 @@ def seqgraph_datasets() -> Iterator[Dataset]:
         config="seqgraph_lc_plm.config:FastaConfig",
         since="0.1.0",
     )
+    yield Dataset(
+        name="protein-table",
+        domain="protein",
+        summary="Any table of sequences, with columns of splits and of clusters if there are any",
+        target="seqgraph_lc_plm.data:ProteinTable",
+        config="seqgraph_lc_plm.config:ProteinTableConfig",
+        since="0.2.0",
+    )
 
 
 @hookimpl
@@ -55,21 +84,52 @@ def seqgraph_tasks() -> Iterator[Task]:
 
 @hookimpl
 def seqgraph_presets() -> Iterator[Preset]:
-    yield Preset(
-        name="lc-plm-sample",
-        domain="protein",
-        summary="A small LC-PLM on the shipped Swiss-Prot sample, a minute on two CPU cores",
-        target="seqgraph_lc_plm:lc_plm_sample",
-        since="0.1.0",
-    )
+    for name, summary in _PRESETS.items():
+        yield Preset(
+            name=name,
+            domain="protein",
+            summary=summary,
+            target=f"seqgraph_lc_plm:{name.replace('-', '_')}",
+            since="0.1.0",
+        )
 
 
 @hookimpl
 def seqgraph_commands() -> Iterator[Command]:
     yield Command(
         name="embed",
-        summary="Embed the proteins of a FASTA file, one file each (esm-extract's options)",
+        summary="Embed the proteins of a FASTA file (esm-extract's options and files)",
         target="seqgraph_lc_plm.commands:embed",
+        since="0.1.0",
+    )
+    yield Command(
+        name="cluster-proteins",
+        summary="Cluster a FASTA file by shared words, for splits and sampling by family",
+        target="seqgraph_lc_plm.cluster_command:cluster_proteins",
+        since="0.2.0",
+    )
+    yield Command(
+        name="mutate",
+        summary="Score the variants of a protein in a CSV file without training (ProteinGym's format)",
+        target="seqgraph_lc_plm.scoring_commands:mutate",
+        since="0.1.0",
+    )
+    yield Command(
+        name="saturation",
+        summary="Draw a heat map of all single substitutions of a protein",
+        target="seqgraph_lc_plm.scoring_commands:saturation",
+        since="0.1.0",
+    )
+    yield Command(
+        name="perplexity",
+        summary="Pseudo-perplexity of the proteins of a FASTA file",
+        target="seqgraph_lc_plm.scoring_commands:perplexity",
+        since="0.1.0",
+    )
+    yield Command(
+        name="map",
+        summary="Draw a map of protein embeddings, coloured by a column",
+        target="seqgraph_lc_plm.map_command:draw_map",
         since="0.1.0",
     )
 

@@ -47,7 +47,8 @@ class ProteinAlphabet:
 
     def __init__(self, *, links: bool = False) -> None:
         self.tokens: tuple[str, ...] = _TOKENS + (_LINKS if links else ())
-        self.residue_ids: Tensor = torch.tensor([i for i, t in enumerate(self.tokens) if len(t) == 1])
+        # A table, whatever torch's default device is (a model may be made on "meta").
+        self.residue_ids: Tensor = torch.tensor([i for i, t in enumerate(self.tokens) if len(t) == 1], device="cpu")
         self.special_ids: list[int] = [i for i, t in enumerate(self.tokens) if len(t) > 1]
         self._id_of_byte = np.full(256, _INVALID, np.int64)
         self._byte_of_id = np.zeros(len(self.tokens), np.uint8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +43,7 @@ class TokenBatches:
         shuffle: whether each epoch has its own order; without it the examples come as they are.
         buckets: whether shuffled batches hold examples of like length; see ``Dataset.length_buckets``.
         seed: of the order.
+        draw: the examples of an epoch, distinct indices by its number; None for all in each.
         rank: this process.
         world: the number of processes.
         name: what the examples are, for the error messages.
@@ -61,6 +62,7 @@ class TokenBatches:
         shuffle: bool = True,
         buckets: bool = True,
         seed: int = 0,
+        draw: Callable[[int], Sequence[int] | np.ndarray] | None = None,
         rank: int = 0,
         world: int = 1,
         name: str = "examples",
@@ -74,6 +76,7 @@ class TokenBatches:
             raise ConfigError("max_tokens and max_items must be at least 1")
         self.max_tokens, self.max_items = max_tokens, max_items
         self.shuffle, self.buckets, self.seed, self.rank, self.world = shuffle, buckets, seed, rank, world
+        self.draw = draw
         self.epoch, self.position = 0, 0
         self.limit: int | None = None
         self._plan: tuple[int, list[np.ndarray]] | None = None
@@ -111,7 +114,11 @@ class TokenBatches:
 
     def tokens(self, position: int) -> int:
         """Tokens of one of this process's batches of the epoch."""
-        return int(self.lengths[self._batches(self.epoch)[position * self.world + self.rank]].sum())
+        return int(self.lengths_of(position).sum())
+
+    def lengths_of(self, position: int) -> np.ndarray:
+        """Tokens of each example in one of this process's batches of the epoch."""
+        return self.lengths[self._batches(self.epoch)[position * self.world + self.rank]]
 
     def __len__(self) -> int:
         """Batches that the next iteration gives: from the position to the end, or to ``limit``."""
@@ -129,18 +136,18 @@ class TokenBatches:
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         """All batches of an epoch, of all processes."""
-        key = epoch if self.shuffle else 0
+        key = epoch if self.shuffle or self.draw else 0
         if self._plan is None or self._plan[0] != key:
             self._plan = (key, self._make(key))
         return self._plan[1]
 
     def _make(self, epoch: int) -> list[np.ndarray]:
-        order = np.arange(len(self.lengths))
+        order = self._drawn(epoch)
         generator = np.random.default_rng([self.seed, epoch])
         if self.shuffle:
             generator.shuffle(order)
         if self.shuffle and self.buckets:
-            each = max(1, int(self.max_tokens / self.lengths.mean()))
+            each = max(1, int(self.max_tokens / self.lengths[order].mean()))
             pool = _POOL * (min(each, self.max_items) if self.max_items else each)
             order = order[np.lexsort((self.lengths[order], np.arange(len(order)) // pool))]
         batches = self._cut(order)
@@ -148,6 +155,14 @@ class TokenBatches:
         if self.shuffle:
             batches = [batches[i] for i in generator.permutation(len(batches))]
         return batches
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        if self.draw is None:
+            return np.arange(len(self.lengths))
+        order = np.array(self.draw(epoch), dtype=np.int64)
+        if len(order) < self.world:
+            raise ConfigError(f"epoch {epoch + 1} has {len(order)} examples for {self.world} processes")
+        return order
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
         ends = self.lengths[order].cumsum().tolist()  # a list: bisect on it is faster than numpy, one number at a time
@@ -162,7 +177,8 @@ class TokenBatches:
 
     def _divide(self, batches: list[np.ndarray]) -> None:
         """Make the number of batches a multiple of the processes, in place."""
-        if len(self.lengths) - len(batches) < -len(batches) % self.world:  # too few that could be halved
+        examples = sum(map(len, batches))
+        if examples - len(batches) < -len(batches) % self.world:  # too few that could be halved
             for _ in range(len(batches) % self.world):
                 batches.sort(key=lambda batch: -self.lengths[batch].sum())
                 batches[-2:] = [np.concatenate(batches[-2:])]
@@ -217,6 +233,7 @@ def token_batches(
     Raises:
         DataError: when the split is empty.
     """
+    draw = getattr(data, "draw", None) if shuffle else None
     sampler = TokenBatches(
         data.lengths(split),
         max_tokens,
@@ -224,6 +241,7 @@ def token_batches(
         shuffle=shuffle,
         buckets=getattr(data, "length_buckets", True),
         seed=seed,
+        draw=None if draw is None or draw(split, 0, seed) is None else lambda epoch: draw(split, epoch, seed),
         rank=rank,
         world=world,
         name=f"examples in the {split} split",

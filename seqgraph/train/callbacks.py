@@ -17,6 +17,7 @@ from seqgraph.errors import ConfigError, UserError
 from seqgraph.train.batching import TokenBatches
 from seqgraph.train.console import Console
 from seqgraph.train.evaluation import evaluate_task
+from seqgraph.train.speed import utilisation
 from seqgraph.train.state import get_rng, set_rng
 from seqgraph.train.store import RunFolder
 
@@ -126,7 +127,9 @@ class Conductor(Callback):
             if name.startswith("sum_"):
                 key = name.removeprefix("sum_")
                 self.progress.sums[key] = self.progress.sums.get(key, 0) + value
-        self.progress.tokens += self.sampler.tokens(self.sampler.position)
+        lengths = self.sampler.lengths_of(self.sampler.position)
+        self.progress.tokens += int(lengths.sum())
+        self.progress.flops += self.task.flops(lengths.tolist()) or 0.0
         self.sampler.advance()
         if not self.module.stepped:
             return
@@ -192,10 +195,11 @@ class Conductor(Callback):
     def _train_row(self, seconds: float) -> dict[str, Any]:
         names = sorted(self.progress.sums)
         sums = torch.stack([self.progress.sums[name] for name in names])
-        tokens = torch.tensor(float(self.progress.tokens), dtype=torch.float64, device=sums.device)
+        work = torch.tensor([self.progress.tokens, self.progress.flops], dtype=torch.float64, device=sums.device)
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(sums)
-            dist.all_reduce(tokens)
+            dist.all_reduce(work)
+        tokens, flops = work.tolist()
         means = (sums[:, 0] / sums[:, 1].clamp_min(1e-12)).tolist()
         optimizer = self.module.optimizers(use_pl_optimizer=False)
         return {
@@ -203,7 +207,8 @@ class Conductor(Callback):
             "step": self.progress.step,
             **{f"train_{name}": mean for name, mean in zip(names, means, strict=True)},
             "lr": optimizer.param_groups[0]["lr"],  # type: ignore[union-attr]
-            "tokens_per_second": round(float(tokens) / max(seconds, 1e-9), 1),
+            "tokens_per_second": round(tokens / max(seconds, 1e-9), 1),
+            **utilisation(flops, seconds, sums.device, self.config.precision),
         }
 
     def _judge(self, results: dict[str, float]) -> bool:

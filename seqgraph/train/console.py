@@ -51,9 +51,13 @@ class Console:
     def end_epoch(self, row: Mapping[str, Any], epochs: int, best: bool) -> None:
         """One line with the epoch's numbers."""
         self.stop()
-        hidden = ("epoch", "step", "tokens_per_second", "seconds", "lr")
+        hidden = ("epoch", "step", "tokens_per_second", "seconds", "lr", "tflop", "tflop_per_second", "utilisation")
         shown = [f"{k} {v:.4g}" for k, v in row.items() if k not in hidden and isinstance(v, int | float)]
         speed = f"{row['tokens_per_second']:,.0f} tokens/s"
+        if "tflop_per_second" in row:
+            speed += f"  {row['tflop_per_second']:.3g} TFLOP/s"
+        if "utilisation" in row:
+            speed += f" ({row['utilisation']:.1%})"
         self.line(f"epoch {row['epoch']}/{epochs}  {'  '.join(shown)}  {speed}{'  *' if best else ''}")
 
     def stop(self) -> None:

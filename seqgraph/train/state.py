@@ -36,6 +36,7 @@ class Progress:
         waited: evaluations since then.
         seconds: time spent in training and evaluation.
         tokens: tokens of this process in the current epoch.
+        flops: floating-point operations of this process in the current epoch, where the task counts them.
         epoch_seconds: time spent in the current epoch.
         sums: name -> (2,) float64, this process's sum and size of each value in the current epoch.
     """
@@ -47,6 +48,7 @@ class Progress:
     waited: int = 0
     seconds: float = 0.0
     tokens: int = 0
+    flops: float = 0.0
     epoch_seconds: float = 0.0
     sums: dict[str, Tensor] = field(default_factory=dict)
 
@@ -57,11 +59,11 @@ class Progress:
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Progress:
         """From :meth:`state_dict`'s tree."""
-        return cls(**{f.name: state[f.name] for f in fields(cls)})
+        return cls(**{f.name: state[f.name] for f in fields(cls) if f.name in state})
 
     def begin_epoch(self) -> None:
         """Forget the sums of the epoch before."""
-        self.sums, self.tokens, self.epoch_seconds = {}, 0, 0.0
+        self.sums, self.tokens, self.flops, self.epoch_seconds = {}, 0, 0.0, 0.0
 
     def is_better(self, value: float, mode: str) -> bool:
         """Whether a value of the monitored metric beats the best; NaN never does."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
 from torch import Tensor, nn
 
 Split = Literal["train", "valid", "test"]
@@ -40,6 +41,14 @@ class Dataset:
     def lengths(self, name: Split) -> Sequence[int]:
         """Tokens of each example of a split, in the same order; what a token budget counts."""
         return [len(example) for example in self.split(name)]
+
+    def draw(self, name: Split, epoch: int, seed: int) -> Sequence[int] | np.ndarray | None:
+        """The examples of one epoch of training, as distinct indices into a split; None for all of them.
+
+        It depends on the arguments alone, so that a resumed run goes on with the same examples. For data in which
+        some examples stand for others: one protein of each family, one session of each user.
+        """
+        return None
 
     def collate(self, examples: list[Any]) -> Batch:
         """Make one batch of some examples, on the CPU, without padding."""
@@ -85,6 +94,15 @@ class Task(nn.Module):
     def evaluation_step(self, batch: Any) -> dict[str, Tensor]:
         """One batch without gradient: update ``metrics()``; return {"loss": scalar, "size": ...} or {}."""
         raise NotImplementedError
+
+    def flops(self, lengths: Sequence[int]) -> float | None:
+        """Floating-point operations of a training step, forward and backward, without what is computed twice to save
+        memory; None where nobody has counted. With it the trainer logs the hardware's utilisation.
+
+        Args:
+            lengths: tokens of each example of the batch, as ``Dataset.lengths`` gives them.
+        """
+        return None
 
     def metrics(self) -> dict[str, Any]:
         """Torchmetrics by name. They are module attributes of the task, so that they move and synchronise."""
