@@ -11,6 +11,9 @@ Three measurements, each in fp32, in tf32 and in bf16 (autocast):
 - *kernels*: the sum of all kernels of a step, and of those of the loader, of message passing and of the scan, each run
   by itself on the inputs that it has in a step, forwards and backwards.
 
+``--copies 8`` measures the loop alone, in so many processes at once (``--mps``: through the multi-process service): what
+is left of the GPU for each of many trainings, as ``train_gpu.py`` runs them.
+
 The trainer's epoch should be near the larger of the host's time and the kernels' time. On a CPU everything runs too
 (``--epochs 1 --steps 2`` with a small preset), with operators in the place of kernels.
 """
@@ -19,6 +22,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from train_gpu import environment, sharing
 
 import seqgraph.encode.mixer as mixers
 from seqgraph.config import RunConfig, load_config
@@ -183,6 +191,31 @@ def through_trainer(data: Any, precision: str, arguments: argparse.Namespace) ->
     )
 
 
+def in_copies(copies: int, mps: bool) -> None:
+    """Run this program's loop in so many processes, which begin to count together, and add their nodes a second up."""
+    own = [a for a in sys.argv[1:] if a not in ("--copies", str(copies), "--mps")]
+    with tempfile.TemporaryDirectory() as folder, sharing(mps, Path(folder) / "mps") as shared:
+        meeting = Path(folder) / "meeting"
+        meeting.mkdir()
+        command = [sys.executable, __file__, *own, "--skip", "trainer", "kernels", "--meet", str(meeting), str(copies)]
+        started = [
+            subprocess.Popen(command, env={**environment(), **shared}, stdout=subprocess.PIPE, text=True)
+            for _ in range(copies)
+        ]
+        said = [process.communicate()[0] for process in started]
+    rates = [float(m.group(1).replace(",", "")) for out in said for m in re.finditer(r"([\d,]+) nodes/s", out)]
+    print(f"{len(rates)} of {copies} processes{' with mps' if shared else ''}: {sum(rates):,.0f} nodes/s together")
+    print(*(line for line in said[0].splitlines() if "loop" in line))
+
+
+def meet(folder: Path, copies: int) -> None:
+    """Wait until all copies are here."""
+    (folder / str(os.getpid())).touch()
+    end = time.monotonic() + 60
+    while len(list(folder.iterdir())) < copies and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", help="KEY=VALUE of the run's configuration")
@@ -192,7 +225,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="of the trainer")
     parser.add_argument("--steps", type=int, help="of the loop, instead of a whole epoch")
     parser.add_argument("--skip", nargs="*", default=(), choices=("trainer", "loop", "kernels"))
+    parser.add_argument("--copies", type=int)
+    parser.add_argument("--mps", action="store_true")
+    parser.add_argument("--meet", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.copies:
+        in_copies(arguments.copies, arguments.mps)
+        return
     config = load_config(arguments.preset, arguments.overrides, data_root=arguments.data_root)
     torch.manual_seed(0)
     data = build_data(config)
@@ -208,6 +247,8 @@ def report(data: Any, config: RunConfig, precision: str, arguments: argparse.Nam
     if "loop" not in arguments.skip or "kernels" not in arguments.skip:
         steps = Steps(data, config, precision)
         steps.epoch(0, min(arguments.steps or 12, 12))  # kernels are compiled, memory is taken
+        if arguments.meet:
+            meet(Path(arguments.meet[0]), int(arguments.meet[1]))
         found = steps.epoch(1, arguments.steps)
         each = 1e3 / found["steps"]
         print(

@@ -45,7 +45,6 @@ TEST_SECONDS, STOP_SECONDS, PART = 25, 15, 15 << 20
 _GCN = "peptides-func-gcn train.max_tokens=4832 train.eval_tokens=38656 train.epochs=180"
 _BOTH = "peptides-func-gmn-nodes model.mpnn=gcn model.d_model=104 model.n_layers=3 model.dropout=0.1 model.pe_size=32"
 _WALK = "peptides-func-walk model.length=49 model.rate=0.2 model.n_layers=4 model.d_model=64 model.window=8"
-_SPLITS = "train.eval_every=10 train.epochs="
 _ORDERS = ("random", "degree", "rwse", "personalized-pagerank", "bfs")
 LISTS: dict[str, list[str]] = {
     "peptides": [
@@ -55,16 +54,16 @@ LISTS: dict[str, list[str]] = {
     ],
     # asks for message passing "gcn" in GMN
     "mixed": [
-        f"mixed-{seed}={_BOTH} model.pe_width=28 model.pe_norm=true model.head_layers=3 train.max_tokens=4832"
-        f" train.eval_tokens=38656 train.weight_decay=0.01 train.epochs=120 seed={seed}"
+        f"mixed-{seed}={_BOTH} model.pe_width=28 model.pe_norm=true model.head_layers=3 train.max_tokens=9664"
+        f" train.eval_tokens=38656 train.weight_decay=0.01 train.epochs=150 seed={seed}"
         for seed in (0, 1)
     ],
     "walk": [f"walk-0={_WALK} train.max_tokens=9664 train.eval_tokens=19328 train.epochs=80 seed=0"],
     "nodes": [
-        *(f"minesweeper-{seed}=minesweeper {_SPLITS}1000 seed={seed}" for seed in range(4)),
-        *(f"tolokers-{seed}=tolokers {_SPLITS}600 seed={seed}" for seed in range(2)),
+        *(f"minesweeper-{seed}=minesweeper seed={seed}" for seed in range(4)),
+        *(f"tolokers-{seed}=tolokers seed={seed}" for seed in range(2)),
     ],
-    "zinc": [f"zinc-{seed}=zinc-12k train.max_tokens=1482 train.epochs=150 seed={seed}" for seed in (0, 1)],
+    "zinc": [f"zinc-{seed}=zinc-12k train.max_tokens=1482 train.epochs=120 seed={seed}" for seed in (0, 1)],
     "molecules": [
         f"{which}-{seed}=ogbg-mol{which} seed={seed}"
         for which in ("bace", "bbbp", "esol", "freesolv")
