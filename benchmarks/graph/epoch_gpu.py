@@ -11,8 +11,8 @@ Three measurements, each in fp32, in tf32 and in bf16 (autocast):
 - *kernels*: the sum of all kernels of a step, and of those of the loader, of message passing and of the scan, each run
   by itself on the inputs that it has in a step, forwards and backwards.
 
-``--copies 8`` measures the loop alone, in so many processes at once (``--mps``: through the multi-process service): what
-is left of the GPU for each of many trainings, as ``train_gpu.py`` runs them.
+``--copies 8`` measures the loop alone, in so many processes at once (``--mps``: through the multi-process service):
+what is left of the GPU for each of many trainings, as ``train_gpu.py`` runs them.
 
 The trainer's epoch should be near the larger of the host's time and the kernels' time. On a CPU everything runs too
 (``--epochs 1 --steps 2`` with a small preset), with operators in the place of kernels.
