@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -121,6 +122,18 @@ class Steps:
         synchronize()
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "host": host, "loader": self.loading, "steps": steps, "nodes": nodes}
+
+    def waits(self) -> list[str]:
+        """Where the host waits for the GPU in three steps, by torch's own reckoning."""
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                self.epoch(2, 3)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        said = [f"{Path(w.filename).name}:{w.lineno}" for w in found if "synchroniz" in str(w.message)]
+        return sorted(set(said))
 
     def kernels(self) -> dict[str, float]:
         """Milliseconds of kernels a step, and of its parts."""
@@ -261,6 +274,7 @@ def report(data: Any, config: RunConfig, precision: str, arguments: argparse.Nam
             shares = ", ".join(f"{k} {v:.2f} ({v / ms['step']:.0%})" for k, v in ms.items() if k != "step")
             print(f"  kernels  {ms['step']:.2f} ms a step: {shares}")
         if torch.cuda.is_available():
+            print(f"  waits    {', '.join(steps.waits()) or 'none'}")
             print(f"  memory   {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at most")
     if "trainer" not in arguments.skip:
         print(f"  trainer  {through_trainer(data, precision, arguments)}")
