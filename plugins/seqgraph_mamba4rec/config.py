@@ -1,10 +1,12 @@
-"""Configuration classes: the constructors' keywords, checked. Imports nothing but pydantic."""
+"""Configuration classes: the constructors' keywords, checked. Imports nothing but pydantic and our own reader of it."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from seqgraph.config import checked
 
 
 class _Config(BaseModel):
@@ -98,13 +100,24 @@ class BiMamba4RecConfig(_Config):
     dropout: float = Field(0.2, ge=0, lt=1, description="on the embedding and in every block")
 
 
+def checked_fields(cls: type[BaseModel], fields: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's keywords, complete and checked.
+
+    Raises:
+        ConfigError: naming each wrong key.
+    """
+    config = checked(cls, fields, cls.__name__)
+    return {name: getattr(config, name) for name in cls.model_fields}
+
+
 class NextItemConfig(_Config):
     """Arguments of :class:`seqgraph_mamba4rec.task.NextItem`."""
 
     k: int | tuple[int, ...] = Field(10, description="lengths of the lists that are judged; the first picks the epoch")
     select_by: Literal["all", "unseen"] = Field(
-        "all", description="the ranking whose NDCG picks the best epoch: of all items, or of those not seen"
+        "all", description="the ranking that picks the best epoch: of all items, or of those not seen"
     )
+    select_metric: Literal["NDCG", "HR", "MRR"] = Field("NDCG", description="what of that ranking picks it")
     memory_mib: int = Field(256, gt=0, description="largest block of scores held at once, MiB")
     loss: Literal["softmax", "sampled-softmax", "gbce"] = Field("softmax", description="over all items, or drawn ones")
     negatives: int = Field(256, gt=0, description="items drawn for each prediction, for the latter two")

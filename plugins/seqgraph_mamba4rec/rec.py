@@ -122,6 +122,32 @@ def baselines(
     typer.echo(f"data {data.fingerprint()}, {split}")
 
 
+@app.command("from-recbole")
+def from_recbole(
+    files: Annotated[list[Path], typer.Argument(metavar="YAML...", help="RecBole's files; later ones win.")],
+    model: Annotated[str | None, typer.Option(help="Mamba4Rec, SASRec, GRU4Rec or LRURec.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="The data set's name in RecBole.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Write here instead.")] = None,
+) -> None:
+    """Turn a RecBole configuration into one of ours that does the same; needs no RecBole."""
+    import yaml
+
+    from seqgraph.config import load_config
+    from seqgraph_mamba4rec.recbole_config import read, translate
+
+    theirs = read(files) | {key: value for key, value in (("model", model), ("dataset", dataset)) if value}
+    ours = translate(theirs)
+    load_config(ours)
+    text = yaml.safe_dump(ours, sort_keys=False)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    from seqgraph.train.checkpoint import write_file
+
+    write_file(output, text)
+    typer.echo(f"{output}: seqgraph train {output}")
+
+
 def _lengths(text: str) -> list[int]:
     from seqgraph.errors import ConfigError
 

@@ -1,20 +1,24 @@
-"""The only module that knows RecBole, and every repair it needs on today's stack. Used only when asked for.
+"""What RecBole needs on today's stack, and ways in and out of it. Used only when asked for.
 
-RecBole 1.2.1 breaks in three places that matter here: ``recbole.quick_start`` imports ray, which imports
-``pkg_resources`` (gone from setuptools 81 on); ``Config`` and the metrics read ``np.float_``, ``np.float`` and others
-(gone from numpy 2); and its trainer loads checkpoints that torch 2.6 and later refuse. The first two are repaired
-inside :func:`repaired` and nowhere else; the third is not, because it would mean unpickling.
+RecBole 1.2.1 breaks in four places that matter here. ``recbole.quick_start`` imports ray, which imports
+``pkg_resources`` (gone from setuptools 82 on); ``Config`` and the metrics read ``np.float_``, ``np.float`` and others
+(gone from numpy 2): both are repaired inside :func:`repaired` and nowhere else. Its trainer loads checkpoints that
+torch 2.6 and later refuse, as they are pickles: allowed only on request, for files that RecBole itself has just
+written. Under pandas 3 it leaves missing values unfilled without a word: refused, with the pin that cures it.
 """
 
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.metadata
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +26,9 @@ from torch import Tensor
 
 from seqgraph.errors import DataError, PluginError
 from seqgraph.stream import TokenStream
+from seqgraph_mamba4rec.histories import HistoryDataset
 from seqgraph_mamba4rec.ranking import without_seen
+from seqgraph_mamba4rec.reading import Events
 
 # The first three are read by its Config, the others by its metrics and data sets.
 _NUMPY_NAMES = {
@@ -32,6 +38,9 @@ _NUMPY_NAMES = {
     "float": np.float64,
     "int": np.int64,
 }
+
+
+_UNPICKLE = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 
 
 def _cure() -> str:
@@ -59,21 +68,28 @@ def ml_100k_folder() -> Path:
 
 
 @contextmanager
-def repaired() -> Iterator[None]:
-    """A context in which RecBole 1.2.1 can be imported and run under numpy 2 and setuptools 81 and later.
+def repaired(*, unpickle: bool = False) -> Iterator[None]:
+    """A context in which RecBole 1.2.1 can be imported and run under numpy 2 and setuptools 82 and later.
 
     Adds the numpy names that it reads, stands an empty module in for ray, and hides ``sys.argv``, which
     its ``Config`` parses. All of it is undone at the end, so whatever uses RecBole must run inside. Undone as well is
     what its SINE model does on import: it turns autograd's anomaly detection on for the whole process.
 
+    Args:
+        unpickle: let its trainer load its checkpoints, which are pickles: whoever wrote one can run anything here. For
+            ``trainer.evaluate(load_best_model=True)`` and ``load_data_and_model`` on files of your own.
+
     Raises:
-        PluginError: when RecBole is not installed.
+        PluginError: when RecBole is not installed, or pandas is one that it misuses.
     """
     if importlib.util.find_spec("recbole") is None:
         raise PluginError("RecBole is not installed", _cure())
+    pandas = importlib.metadata.version("pandas")
+    if int(pandas.partition(".")[0]) >= 3:
+        raise PluginError(f"RecBole leaves missing values unfilled under pandas {pandas}", "pip install 'pandas<3'")
     added = {name: value for name, value in _NUMPY_NAMES.items() if not hasattr(np, name)}
     stubs = {} if "ray" in sys.modules else {"ray": _module("ray"), "ray.tune": _module("ray.tune")}
-    argv = sys.argv
+    argv, allowed = sys.argv, os.environ.get(_UNPICKLE)
     anomalies = torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
     try:
         for name, value in added.items():
@@ -82,10 +98,16 @@ def repaired() -> Iterator[None]:
         if stubs:
             stubs["ray"].tune = stubs["ray.tune"]  # type: ignore[attr-defined]
         sys.argv = argv[:1]
+        if unpickle:
+            os.environ[_UNPICKLE] = "1"
         yield
     finally:
         torch.autograd.set_detect_anomaly(*anomalies)
         sys.argv = argv
+        if unpickle:
+            os.environ.pop(_UNPICKLE, None)
+            if allowed is not None:
+                os.environ[_UNPICKLE] = allowed
         for name in added:
             vars(np).pop(name, None)
         for name, module in stubs.items():
@@ -98,6 +120,34 @@ def _module(name: str) -> types.ModuleType:
     module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
     module.__path__ = []
     return module
+
+
+def from_recbole_dataset(dataset: Any, **options: Any) -> HistoryDataset:
+    """A RecBole data set, as its own files, filters and renumbering left it, as one of ours.
+
+    Args:
+        dataset: of ``recbole.data.create_dataset``, before ``data_preparation`` has cut it into prefixes.
+        **options: see :class:`seqgraph_mamba4rec.histories.HistoryDataset`. The order within users is RecBole's.
+
+    Returns:
+        Our data set; its item i is RecBole's i + 1.
+
+    Raises:
+        DataError: for a data set that is cut already, or has no times.
+    """
+    table = dataset.inter_feat
+    if not hasattr(table, "columns") or not hasattr(table, "to_numpy"):
+        raise DataError("this RecBole data set is cut into prefixes already", "pass what create_dataset gives")
+    fields = (dataset.uid_field, dataset.iid_field, dataset.time_field)
+    if dataset.time_field not in table.columns:
+        raise DataError(f"RecBole did not load {dataset.time_field!r}", "list it in load_col")
+    users, items, times = (table[field].to_numpy() for field in fields)
+    user_ids, item_ids = (dataset.field2id_token[field][1:].tolist() for field in fields[:2])
+    place = Path(dataset.dataset_path) / dataset.dataset_name
+    events = Events(
+        users.astype(np.int64) - 1, items.astype(np.int64) - 1, times.astype(np.float32), user_ids, item_ids, place
+    )
+    return HistoryDataset(events, **options)
 
 
 def rounded_times(times: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from seqgraph_mamba4rec.cloze import BiMamba4Rec, hide, with_last
 from seqgraph_mamba4rec.histories import HistoryBatch, HistoryDataset
 from seqgraph_mamba4rec.loss import gbce_loss, sampled_softmax_loss, softmax_loss
 from seqgraph_mamba4rec.metrics import Metrics
-from seqgraph_mamba4rec.ranking import all_scores, user_blocks
+from seqgraph_mamba4rec.ranking import Kind, all_scores, user_blocks
 
 Loss = Literal["softmax", "sampled-softmax", "gbce"]
 
@@ -33,8 +33,9 @@ class NextItem(Task):
     Args:
         model: encodes a stream of item ids to vectors (T, D) and has an ``item_embedding``.
         k: length of the lists that are judged, one or several; the first picks the best epoch.
-        select_by: the ranking whose NDCG on the validation events picks the best epoch: of "all" items, or of the
+        select_by: the ranking on the validation events that picks the best epoch: of "all" items, or of the
             "unseen" ones.
+        select_metric: what of that ranking picks it: "NDCG", "HR" or "MRR".
         memory_mib: largest block of scores held at once, MiB.
         loss: "softmax" over all items, "sampled-softmax", or "gbce" (gSASRec's).
         negatives: items drawn for each prediction, for the latter two.
@@ -48,6 +49,7 @@ class NextItem(Task):
         model: nn.Module,
         k: int | Sequence[int] = 10,
         select_by: Literal["all", "unseen"] = "all",
+        select_metric: Kind = "NDCG",
         memory_mib: int = 256,
         loss: Loss = "softmax",
         negatives: int = 256,
@@ -55,7 +57,7 @@ class NextItem(Task):
     ) -> None:
         super().__init__(model)
         self.ks = (k,) if isinstance(k, int) else tuple(k)
-        self.monitor = f"NDCG@{self.ks[0]}" if select_by == "all" else f"NDCG@{self.ks[0]}-unseen"
+        self.monitor = f"{select_metric}@{self.ks[0]}" + ("-unseen" if select_by == "unseen" else "")
         self.budget = memory_mib << 20
         self.loss, self.negatives, self.gbce_t = loss, negatives, gbce_t
         self.ranked = Metrics(self.ks)
