@@ -177,10 +177,10 @@ class RecBoleInterConfig(_HistoriesConfig):
     """Arguments of :class:`seqgraph_mamba4rec.data.RecBoleInter`."""
 
     root: str | None = Field(None, description="an .inter file (gzip too), or the folder that holds it")
-    order: Literal["timestamp", "recbole", "file"] = Field(
+    order: Literal["timestamp", "recbole", "recbole-scaled", "file"] = Field(
         "timestamp",
-        description="what puts a user's events in order: the timestamp, the timestamp as RecBole rounds it, or "
-        "their lines in the file",
+        description="what puts a user's events in order: the timestamp, the timestamp as RecBole rounds it (also "
+        "under its normalize_all), or their lines in the file",
     )
     user_field: str = "user_id"
     item_field: str = "item_id"

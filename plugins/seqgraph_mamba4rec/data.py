@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from seqgraph.errors import DataError
 from seqgraph_mamba4rec.histories import Example, ExampleList, HistoryBatch, HistoryDataset
-from seqgraph_mamba4rec.reading import Events, find_inter, read_inter, read_text, read_titles
+from seqgraph_mamba4rec.reading import find_inter, read_inter, read_text, read_titles
 from seqgraph_mamba4rec.tables import read_csv, read_movielens, read_parquet
 
 __all__ = [
@@ -41,7 +44,8 @@ class MovieLens100K(HistoryDataset):
         self, root: str | None = None, order: Literal["timestamp", "recbole"] = "timestamp", **options: Any
     ) -> None:
         path = find_inter(Path(root) if root else _installed_ml_100k())
-        super().__init__(_read(path, order), titles=_titles_beside(path, "movie_title"), **options)
+        retime = _as_recbole(scaled=True) if order == "recbole" else None  # its configuration of this set scales
+        super().__init__(read_inter(path), titles=_titles_beside(path, "movie_title"), retime=retime, **options)
 
 
 class RecBoleInter(HistoryDataset):
@@ -49,8 +53,9 @@ class RecBoleInter(HistoryDataset):
 
     Args:
         root: the .inter file (gzip too), or the folder that holds it.
-        order: "timestamp"; "recbole" for the histories that RecBole's rounding of the timestamps gives; or "file"
-            when each user's lines are in time order.
+        order: "timestamp"; "recbole" for the histories that RecBole's rounding of timestamps to fp32 gives (seconds
+            of this century are 64 apart there), "recbole-scaled" under its ``normalize_all``; or "file" when each
+            user's lines are in time order.
         user_field: name of the user column.
         item_field: name of the item column.
         time_field: name of the time column.
@@ -64,7 +69,7 @@ class RecBoleInter(HistoryDataset):
     def __init__(
         self,
         root: str | None = None,
-        order: Literal["timestamp", "recbole", "file"] = "timestamp",
+        order: Literal["timestamp", "recbole", "recbole-scaled", "file"] = "timestamp",
         user_field: str = "user_id",
         item_field: str = "item_id",
         time_field: str = "timestamp",
@@ -72,9 +77,11 @@ class RecBoleInter(HistoryDataset):
         **options: Any,
     ) -> None:
         path = find_inter(_given(root, "recbole-inter"))
-        events = _read(path, order, user_field=user_field, item_field=item_field, time_field=time_field)
+        fields = {"user_field": user_field, "item_field": item_field, "time_field": time_field}
+        events = read_inter(path, order="file" if order == "file" else "timestamp", **fields)
         titles = _titles_beside(path, title_field) if title_field else None
-        super().__init__(events, titles=titles, **options)
+        retime = _as_recbole(order == "recbole-scaled") if order.startswith("recbole") else None
+        super().__init__(events, titles=titles, retime=retime, **options)
 
 
 class Sequences(HistoryDataset):
@@ -157,13 +164,10 @@ class MovieLens(HistoryDataset):
         super().__init__(events, titles=titles, **options)
 
 
-def _read(path: Path, order: Literal["timestamp", "recbole", "file"], **fields: str) -> Events:
-    events = read_inter(path, order="file" if order == "file" else "timestamp", **fields)
-    if order == "recbole" and events.times is not None:
-        from seqgraph_mamba4rec.recbole_adapter import rounded_times
+def _as_recbole(scaled: bool) -> Callable[[np.ndarray], np.ndarray]:
+    from seqgraph_mamba4rec.recbole_adapter import rounded_times
 
-        events = replace(events, times=rounded_times(events.times))
-    return events
+    return partial(rounded_times, scaled=scaled)
 
 
 def _given(root: str | None, name: str) -> Path:

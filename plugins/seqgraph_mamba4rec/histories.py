@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -176,6 +176,7 @@ class HistoryDataset(Dataset):
         targets: for "time", which events of a user are asked for: "first", "last" or "all".
         split_seed: for "users", of the choice.
         titles: raw item id to title.
+        retime: what is done to the times that are left after the filters, before they put events in order.
 
     Raises:
         DataError: when nothing is left to train on or to ask for; for a split in time of events without times.
@@ -197,8 +198,11 @@ class HistoryDataset(Dataset):
         targets: Targets = "first",
         split_seed: int = 0,
         titles: dict[str, str] | None = None,
+        retime: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         events = _core(_without_duplicates(_tied(events, ties), duplicates), k_core)
+        if retime is not None and events.times is not None:
+            events = replace(events, times=retime(events.times))
         self.settings: dict[str, Any] = {
             "max_history": max_history, "examples": examples, "k_core": k_core, "duplicates": duplicates
         }  # fmt: skip

@@ -48,7 +48,7 @@ _SILENT = frozenset(
     save_dataloaders dataloaders_save_path log_wandb wandb_project shuffle eval_batch_size metrics
     metric_decimal_place loss_decimal_place valid_metric_bigger load_col unload_col unused_col require_pow
     repeatable seq_separator LIST_SUFFIX ITEM_LIST_LENGTH_FIELD POSITION_FIELD NEG_PREFIX RATING_FIELD LABEL_FIELD
-    user_inter_num_interval item_inter_num_interval data_path
+    user_inter_num_interval item_inter_num_interval data_path normalize_all normalize_field
     """.split()  # noqa: SIM905
 )
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -166,9 +166,14 @@ def _number(value: Any) -> Any:
 def _data(given: dict[str, Any], length: int) -> dict[str, Any]:
     name = given.get("dataset", "ml-100k")
     data: dict[str, Any] = {"max_history": length, "examples": "prefixes", "order": "recbole"}
+    time = given.get("TIME_FIELD", "timestamp")
+    scaled = time in (given.get("normalize_field") or []) or given.get("normalize_all", name == "ml-100k")
     if name == "ml-100k":
         data["name"] = "ml-100k"
+        if not scaled:
+            raise ConfigError("normalize_all: False for ml-100k", "take its .inter file as a data set of your own")
     else:
+        data["order"] = "recbole-scaled" if scaled else "recbole"
         data |= {"name": "recbole-inter", "root": str(Path(str(given.get("data_path", "dataset/"))) / str(name))}
         fields = {"USER_ID_FIELD": "user_field", "ITEM_ID_FIELD": "item_field", "TIME_FIELD": "time_field"}
         data |= {ours: given[key] for key, ours in fields.items() if key in given}

@@ -189,6 +189,33 @@ def test_recboles_ml_100k_is_ours(tmp_path, monkeypatch):
     assert rows[0] == rows[1] and len(rows[0]) == 917 and theirs.num_items < 1000
 
 
+@needs_recbole
+@pytest.mark.parametrize("scaled", [True, False])
+def test_recboles_order_of_close_events(tmp_path, monkeypatch, scaled):
+    """Seconds of 2001 in fp32: RecBole takes events up to 64 s apart for ties, unless it scales."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "near").mkdir()
+    rows = [("u", item, 1_000_000_000 + t) for item, t in zip("abcdef", (50, 40, 300, 290, 0, 100_000))]
+    lines = ["user_id:token\titem_id:token\ttimestamp:float", *("\t".join(map(str, row)) for row in rows)]
+    (tmp_path / "near" / "near.inter").write_text("\n".join(lines) + "\n")
+    with repaired():
+        from recbole.config import Config
+        from recbole.data import create_dataset, data_preparation
+        from recbole.model.sequential_recommender.gru4rec import GRU4Rec
+
+        config = Config(model=GRU4Rec, dataset="near", config_dict=options(normalize_all=scaled))
+        dataset = create_dataset(config)
+        theirs = from_recbole_dataset(dataset)
+        _, _, test = data_preparation(config, dataset)
+        row = test.dataset.inter_feat
+        wanted = [*row["item_id_list"][0][: row["item_length"][0]].tolist(), row["item_id"][0].item()]
+    ours = RecBoleInter(str(tmp_path / "near"), order="recbole-scaled" if scaled else "recbole")
+    exact = RecBoleInter(str(tmp_path / "near"))
+    orders = ["".join(np.array(d.item_ids)[d.items]) for d in (theirs, ours, exact)]
+    assert orders[0] == orders[1] == "".join("abcdef"[i - 1] for i in wanted)
+    assert orders[2] == "ebadcf" and (orders[1] == orders[2]) is scaled
+
+
 def test_the_authors_configuration_is_the_faithful_preset(tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(PUBLISHED)
     arguments = ["rec", "from-recbole", str(tmp_path / "config.yaml"), "--dataset", "ml-1m"]
