@@ -1,19 +1,35 @@
-"""``seqgraph embed``: the options of fair-esm's esm-extract, for models of this plugin."""
+"""``seqgraph embed``: the options of fair-esm's esm-extract, for LC-PLM and ESM-2."""
 
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-_KINDS = ("mean", "per_tok", "bos", "contacts")
+if TYPE_CHECKING:
+    from seqgraph_lc_plm.base import ProteinLM
+    from seqgraph_lc_plm.extract import Extraction
+    from seqgraph_lc_plm.ranks import Ranks
+    from seqgraph_lc_plm.survey import Survey
+
+_KINDS = ("mean", "per_tok", "bos", "logits", "contacts")
 _NUMBERS = re.compile(r"-?\d+(,-?\d+)*\Z")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
+
+Model = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", help="A run, a checkpoint, or an ESM-2 (fair-esm's .pt file, or its name)."),
+]
+Budget = Annotated[int, typer.Option("--toks_per_batch", "--toks-per-batch", min=1, help="Tokens in one forward pass.")]
+NoGpu = Annotated[bool, typer.Option("--nogpu", help="Use the CPU even where there is a GPU.")]
+Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="Of matrix products.")]
 
 
 def embed(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A run of `seqgraph train`, or a checkpoint folder.")],
+    model: Model,
     fasta: Annotated[Path, typer.Argument(metavar="FASTA", help="Proteins: FASTA, plain or compressed.")],
     out: Annotated[str | None, typer.Argument(metavar="OUT", help="Folder to write into (or -o).")] = None,
     more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
@@ -26,19 +42,31 @@ def embed(
     ] = None,
     include: Annotated[
         list[str] | None,
-        typer.Option("--include", metavar="KIND ...", help="mean (the default), per_tok, bos: mean per_tok."),
+        typer.Option("--include", metavar="KIND ...", help="mean (the default), per_tok, bos, logits, contacts."),
     ] = None,
-    toks_per_batch: Annotated[
-        int, typer.Option("--toks_per_batch", "--toks-per-batch", min=1, help="Tokens in one forward pass.")
-    ] = 16384,
+    toks_per_batch: Budget = 16384,
     truncation_seq_length: Annotated[
         int,
         typer.Option(
             "--truncation_seq_length", "--truncation-seq-length", min=0, help="Keep so many residues; 0 keeps all."
         ),
     ] = 0,
-    nogpu: Annotated[bool, typer.Option("--nogpu", help="Use the CPU even where there is a GPU.")] = False,
-    format: Annotated[Literal["pt", "safetensors", "npy"], typer.Option(help="Of the files.")] = "pt",
+    nogpu: NoGpu = False,
+    format: Annotated[Literal["pt", "safetensors", "h5", "npy"], typer.Option(help="Of the files.")] = "pt",
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"], typer.Option(help="Of the files' numbers.")
+    ] = "float32",
+    precision: Precision = "fp32",
+    layer_semantics: Annotated[
+        Literal["residual", "upstream"],
+        typer.Option(help="What layer i is: the residual stream, as in ESM, or what LC-PLM's released code calls so."),
+    ] = "residual",
+    shard_bytes: Annotated[
+        str | None,
+        typer.Option("--shard-bytes", metavar="SIZE", help="Many proteins a file, of about this size: 512M, 2G."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew where one stopped.")] = False,
     on_invalid: Annotated[
         Literal["error", "unk", "skip"],
         typer.Option("--on-invalid", "--on_invalid", help="Letters that are no amino acids, and empty records."),
@@ -49,21 +77,25 @@ def embed(
     id: Annotated[
         Literal["full-header", "first-word"], typer.Option(help="What of a header is the protein's name.")
     ] = "full-header",
+    nucleotides: Annotated[
+        bool, typer.Option("--nucleotides", help="Read a file of nothing but A C G T U N as proteins.")
+    ] = False,
+    contacts_max: Annotated[
+        int, typer.Option("--contacts-max", min=1, help="Residues of the longest protein for contacts.")
+    ] = 512,
 ) -> None:
-    """Embed the proteins of a FASTA file, one file each.
+    """Embed the proteins of a FASTA file, with the arguments and files of fair-esm's esm-extract.
 
-    With [bold]--format pt[/] each file holds the dictionary of esm-extract: label, and representations,
+    With [bold]--format pt[/] each protein's file holds esm-extract's dictionary: label, and representations,
     mean_representations, bos_representations by layer. index.tsv lists name, length and label in the order of the
     input. Nothing is truncated unless asked for; lower case is read as upper case, a stop * at the end is dropped.
+
+    Killed at any moment, it goes on with [bold]--resume[/]. Under [bold]torchrun[/] every process takes its share.
     """
     folder, layers, kinds = _words(output, out, more or [], repr_layers or [], include or [])
-    import torch
-
-    from seqgraph import load
-    from seqgraph.cli.output import print_note
-    from seqgraph.errors import CheckpointError
     from seqgraph_lc_plm.extract import Extraction
-    from seqgraph_lc_plm.model import LcPlm
+    from seqgraph_lc_plm.models import open_model
+    from seqgraph_lc_plm.ranks import OtherRankError, Ranks
 
     job = Extraction(
         fasta=fasta,
@@ -72,19 +104,23 @@ def embed(
         max_tokens=toks_per_batch,
         truncate=truncation_seq_length,
         format=format,
+        dtype=dtype,
+        precision=precision,
+        semantics=layer_semantics,
+        shard_bytes=parse_size(shard_bytes or ("512M" if format == "h5" else "0")),
         on_invalid=on_invalid,
         on_duplicate=on_duplicate,
         first_word=id == "first-word",
+        nucleotides=nucleotides,
+        contacts_max=contacts_max,
     )
-    survey = job.survey
-    if survey.nucleotides == survey.records:
-        print_note("Warning", f"{fasta} looks like DNA or RNA; this model reads proteins")
-    network = load(model, device="cuda" if torch.cuda.is_available() and not nogpu else "cpu")
-    if not isinstance(network, LcPlm):
-        raise CheckpointError(
-            f"{model} holds a {type(network).__name__}, which embeds no proteins", "give an lc-plm run"
-        )
-    _run(job, network, folder, survey.records, survey.residues)
+    with Ranks.joined() as ranks:
+        try:
+            found = ranks.first(lambda: job.survey)
+            network = open_model(model, ranks.device(nogpu))
+            _run(job, network, folder, found, ranks, resume=resume, overwrite=overwrite)
+        except OtherRankError:
+            raise typer.Exit(2) from None
 
 
 def _words(
@@ -92,7 +128,7 @@ def _words(
 ) -> tuple[Path, tuple[int, ...], tuple[str, ...]]:
     """Sort the words that follow an option as esm-extract takes them: "--repr_layers 0 6 --include mean per_tok".
 
-    Click reads them as positional. A number is a layer, one of mean, per_tok, bos is a kind, and nothing else is
+    Click reads them as positional. A number is a layer, one of mean, per_tok, ... is a kind, and nothing else is
     allowed.
     """
     from seqgraph.errors import ConfigError
@@ -113,32 +149,52 @@ def _words(
     return Path(folders[0]), tuple(dict.fromkeys(map(int, numbers))), tuple(dict.fromkeys(every))
 
 
-def _run(job: Any, network: Any, folder: Path, records: int, residues: int) -> None:
-    """Embed with a progress bar of residues, and say where the files are."""
-    import time
+def parse_size(text: str) -> int:
+    """Bytes of "512M", "2G", "1.5GB" or "1000"; K is 1,024."""
+    from seqgraph.errors import ConfigError
 
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise ConfigError(f"{text!r} is no size", "for example 512M or 2G")
+    number, unit = match.groups()
+    return int(float(number) * 1024 ** " KMGT".index(unit.upper() or " "))
 
-    from seqgraph.cli.output import console
 
-    columns = (
-        TextColumn("embedding"),
-        BarColumn(),
-        TextColumn("{task.fields[proteins]}/" + str(records) + " proteins, {task.fields[rate]} residues/s"),
-        TimeRemainingColumn(),
-    )
-    began, done = time.perf_counter(), 0
-    out = console(stderr=True)
-    with Progress(*columns, console=out, transient=True, disable=not out.is_terminal) as bar:
-        task = bar.add_task("", total=residues, proteins=0, rate="-")
+def _run(
+    job: Extraction,
+    network: ProteinLM,
+    folder: Path,
+    found: Survey,
+    ranks: Ranks,
+    *,
+    resume: bool,
+    overwrite: bool,
+) -> None:
+    """Embed with a report of residues, and say where the files are."""
+    from seqgraph.cli.output import print_note
+    from seqgraph_lc_plm.progress import ResidueProgress
 
-        def advance(proteins: int, more: int) -> None:
-            nonlocal done
-            done += proteins
-            elapsed = max(time.perf_counter() - began, 1e-9)
-            rate = f"{(bar.tasks[0].completed + more) / elapsed:,.0f}"
-            bar.update(task, advance=more, proteins=done, rate=rate)
-
-        job.run(network, folder, advance)
-    seconds = time.perf_counter() - began
-    print(f"{records} proteins, {residues} residues in {seconds:.1f} s: {folder}")
+    began = time.perf_counter()
+    # What rank 0 has done of its share tells how far all are.
+    what = "embedding" if ranks.world == 1 else f"embedding (rank 0 of {ranks.world}: its share)"
+    mine = job.cut(network).sizes(found.lengths)[ranks.rank :: ranks.world]
+    records, residues = (sum(sizes) for sizes in zip(*mine)) if mine else (0, 0)
+    with ResidueProgress(what, records, residues, quiet=ranks.rank > 0) as progress:
+        try:
+            job.run(
+                network,
+                folder,
+                surveyed=found,
+                ranks=ranks,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+                note=progress.note,
+            )
+        except KeyboardInterrupt:
+            if ranks.rank == 0:
+                print_note("Note", "what is done is kept; the same command with --resume goes on")
+            raise
+    if ranks.rank == 0:
+        seconds = time.perf_counter() - began
+        print(f"{found.records} proteins, {found.residues} residues in {seconds:.1f} s: {folder}")

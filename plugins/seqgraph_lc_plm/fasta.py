@@ -21,7 +21,11 @@ _FOREIGN = re.compile(f"[^{re.escape(LETTERS + LETTERS.lower())}]")
 _MAGIC = ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open))
 
 OnInvalid = Literal["error", "unk", "skip"]
-OnDuplicate = Literal["error", "number"]
+OnDuplicate = Literal["error", "number", "keep"]
+
+# Titin has 35,000 residues; the longest proteins known have some 45,000.
+LONGEST = 1_000_000
+_PIECE = 1 << 16  # letters that are read at a time, so that a file of one huge line is no trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +50,18 @@ def read_fasta(
     on_duplicate: OnDuplicate = "error",
     first_word: bool = False,
 ) -> Iterator[Record]:
-    """Yield the records of a FASTA file, plain or compressed (gzip, bzip2, xz), without holding it in memory.
+    """Yield the records of a FASTA file, plain or compressed (gzip, bzip2, xz), one at a time.
 
-    Lower case is read as upper case, blanks inside a sequence and a stop "*" at its end are dropped.
+    Lower case is read as upper case, blanks inside a sequence and a stop "*" at its end are dropped. Memory holds one
+    record, and every header seen so far unless ``on_duplicate`` is "keep".
 
     Args:
         path: the file.
         on_invalid: what to do with a letter that is not in ``LETTERS`` (``J``, a ``*`` inside, digits):
             "error", "unk" (keep it, to be encoded as ``<unk>``) or "skip" (leave the record out).
-            An empty record is left out under "skip" and an error otherwise: it has no embedding.
-        on_duplicate: what to do with a header that was seen before: "error", or "number" (``name``, ``name_2``, ...).
+            A record that is empty, or longer than ``LONGEST``, is left out under "skip" and an error otherwise.
+        on_duplicate: what to do with a header that was seen before: "error", "number" (``name``, ``name_2``, ...) or
+            "keep" (nothing).
         first_word: whether a label is the first word of the header instead of all of it.
 
     Raises:
@@ -73,19 +79,24 @@ def read_fasta(
         wrong = _complaint(sequence)
         if wrong and on_invalid == "skip":
             continue
-        if wrong and (on_invalid == "error" or not sequence):
-            raise DataError(f"{path}: record {number} ({_short(label)}, line {line + 1}): {wrong}", _CURE)
-        yield Record(_unique(label, number, places, path, on_duplicate), sequence.upper(), number)
+        if wrong and (on_invalid == "error" or not 0 < len(sequence) <= LONGEST):
+            raise DataError(f"{path}: record {number} ({short(label)}, line {line + 1}): {wrong}", _CURE)
+        if on_duplicate != "keep":
+            label = _unique(label, number, places, path, on_duplicate)
+        yield Record(label, sequence.upper(), number)
     if not found:
-        raise DataError(f"{path}: the file is empty", "expected FASTA: '>name' lines, each followed by a sequence")
+        raise DataError(f"{path}: the file is empty", _FASTA)
 
 
+_FASTA = "expected FASTA: a line '>name', then the sequence"
 _CURE = "mend the record, or use --on-invalid skip to leave such records out, unk to read such letters as <unk>"
 
 
 def _complaint(sequence: str) -> str | None:
     if not sequence:
         return "the sequence is empty"
+    if len(sequence) > LONGEST:
+        return f"more than {LONGEST:,} letters: no protein is that long"
     match = _FOREIGN.search(sequence)
     if match is None:
         return None
@@ -96,10 +107,7 @@ def _unique(label: str, number: int, places: dict[str, int], path: Path, on_dupl
     """The label, or a numbered one if it is taken; remembers it."""
     if label in places:
         if on_duplicate == "error":
-            raise DataError(
-                f"{path}: record {number} has the same name as record {places[label]}: {_short(label)}",
-                "rename one, or use --on-duplicate number",
-            )
+            raise same_name(path, number, places[label], label)
         count = 2
         while f"{label}_{count}" in places:
             count += 1
@@ -108,7 +116,16 @@ def _unique(label: str, number: int, places: dict[str, int], path: Path, on_dupl
     return label
 
 
-def _short(label: str) -> str:
+def same_name(path: Path, number: int, first: int, label: str) -> DataError:
+    """The error for a record that is called like an earlier one."""
+    return DataError(
+        f"{path}: record {number} has the same name as record {first}: {short(label)}",
+        "rename one, or use --on-duplicate number",
+    )
+
+
+def short(label: str) -> str:
+    """A header as messages show it."""
     return label if len(label) <= 60 else label[:57] + "..."
 
 
@@ -126,27 +143,38 @@ def _open(path: Path) -> IO[str]:
 
 
 def _parse(path: Path) -> Iterator[tuple[int, int, str, str]]:
-    """Yield (record number from 1, header's line from 0, header, letters without blanks)."""
-    number, start, header = 0, 0, ""
+    """Yield (record number from 1, header's line from 0, header, letters without blanks; few more than LONGEST)."""
+    number, start, header, letters = 0, 0, "", 0
     parts: list[str] = []
     try:
-        with _open(path) as lines:
-            for index, line in enumerate(lines):
-                if line.startswith(">"):
+        with _open(path) as file:
+            for index, begins, piece in _pieces(file):
+                if begins and piece.startswith(">"):
                     if number:
                         yield number, start, header, "".join(parts)
-                    number, start, header, parts = number + 1, index, line[1:].strip(), []
+                    if len(piece) >= _PIECE:
+                        raise DataError(f"{path}: line {index + 1}: the header is longer than {_PIECE} letters", _FASTA)
+                    number, start, header, parts, letters = number + 1, index, piece[1:].strip(), [], 0
                 elif number:
-                    parts += line.split()
-                elif line.strip():
-                    raise DataError(
-                        f"{path}: line {index + 1} is not FASTA: {line.strip()[:30]!r}",
-                        "a record begins with a line '>name'",
-                    )
+                    if letters <= LONGEST:
+                        more = piece.split()
+                        parts += more
+                        letters += sum(map(len, more))
+                elif piece.strip():
+                    raise DataError(f"{path}: line {index + 1} is not FASTA: {piece.strip()[:30]!r}", _FASTA)
     except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, OSError) as error:
         raise DataError(f"{path}: the compressed file is broken: {error}", "fetch it again") from None
     if number:
         yield number, start, header, "".join(parts)
+
+
+def _pieces(file: IO[str]) -> Iterator[tuple[int, bool, str]]:
+    """Yield (line from 0, whether the piece begins it, piece); a piece has at most _PIECE letters."""
+    index, begins = 0, True
+    while piece := file.readline(_PIECE):
+        yield index, begins, piece
+        begins = piece.endswith("\n")
+        index += begins
 
 
 def is_nucleotide(sequence: str) -> bool:

@@ -80,13 +80,14 @@ def test_index_keeps_the_order_of_the_input(tiny, tmp_path, fasta, proteins):
     sequences = proteins(9, 50, 3, 20)
     path = fasta("".join(f">dir/{i}\n{s}\n" for i, s in enumerate(sequences)))
     seen = []
-    Extraction(fasta=path, max_tokens=30).run(tiny, tmp_path / "out", lambda *done: seen.append(done))
+    Extraction(fasta=path, max_tokens=30).run(tiny, tmp_path / "out", progress=lambda *done: seen.append(done))
     with (tmp_path / "out" / "index.tsv").open() as lines:
         rows = list(csv.DictReader(lines, delimiter="\t"))
     assert [row["label"] for row in rows] == [f"dir/{i}" for i in range(4)]
     assert [int(row["residues"]) for row in rows] == [9, 50, 3, 20]
-    assert {f"{row['name']}.pt" for row in rows} | {"index.tsv"} == {p.name for p in (tmp_path / "out").iterdir()}
-    assert tuple(map(sum, zip(*seen))) == (4, 82)
+    expected = {f"{row['name']}.pt" for row in rows} | {"index.tsv", "manifest.json"}
+    assert expected == {p.name for p in (tmp_path / "out").iterdir()}
+    assert tuple(map(sum, zip(*seen)))[:2] == (4, 82)
 
 
 def test_other_formats_hold_the_same_numbers(tiny, tmp_path, fasta):
@@ -176,13 +177,24 @@ def test_a_full_disk_is_one_error_and_leaves_no_pieces(tiny, tmp_path, fasta, pr
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert "free some space" in caught.value.hint
-    assert list((tmp_path / "out").iterdir()) == []
+    assert {p.name for p in (tmp_path / "out").rglob("*")} == {".unfinished", "job.json"}
+    job.run(tiny, tmp_path / "out", resume=True)
+    assert not (tmp_path / "out" / ".unfinished").exists()
+    assert len(list((tmp_path / "out").glob(f"p*.{kind}"))) == 2
 
 
 def test_impossible_wishes(tiny, tmp_path, fasta):
     path = fasta(">a\nMKT\n")
-    with pytest.raises(ConfigError, match=r"cannot include 'contacts'.*attention"):
-        Extraction(fasta=path, include=("contacts",))
+    with pytest.raises(ConfigError, match=r"cannot include 'attention'"):
+        Extraction(fasta=path, include=("attention",))
+    with pytest.raises(ConfigError, match="contacts are written one file a protein"):
+        Extraction(fasta=path, include=("contacts",), shard_bytes=99)
+    with pytest.raises(ConfigError, match="h5 files hold many proteins"):
+        Extraction(fasta=path, format="h5")
+    with pytest.raises(ConfigError, match="npy files cannot hold bfloat16"):
+        Extraction(fasta=path, format="npy", dtype="bfloat16")
+    with pytest.raises(ConfigError, match="no dtype"):
+        Extraction(fasta=path, dtype="int8")
     with pytest.raises(ConfigError, match="no format"):
         Extraction(fasta=path, format="h6")
     with pytest.raises(ConfigError, match="no layer 3"):
@@ -210,7 +222,7 @@ def test_command_with_option_o_and_lists(cli, weights, tmp_path, fasta):
     code, _, _ = cli("embed", weights, path, "-o", tmp_path / "out", *words, "--format", "npy")
     assert code == 0
     names = {f"{name}.{kind}.{layer}.npy" for name in ("a", "a_2") for kind in ("mean", "bos") for layer in (0, 2)}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == names | {"index.tsv"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == names | {"index.tsv", "manifest.json"}
 
 
 @pytest.mark.parametrize(
@@ -220,7 +232,8 @@ def test_command_with_option_o_and_lists(cli, weights, tmp_path, fasta):
         (("--include", "mean", "per_tok"), "no folder to write into"),
         (("out", "twice"), "'twice'"),
         (("out", "--repr_layers", "last"), "--repr_layers 'last'"),
-        (("out", "--include", "contacts"), "cannot include 'contacts'"),
+        (("out", "--include", "heads"), "cannot include 'heads'"),
+        (("out", "--shard-bytes", "much"), "'much' is no size"),
         (("out", "--repr_layers", "7"), "no layer 7"),
     ],
 )
@@ -240,6 +253,9 @@ def test_command_names_file_and_record_before_it_loads_anything(cli, tmp_path, f
     assert code == 2 and "none.fasta: no such file" in err
 
 
-def test_command_warns_of_dna(cli, weights, tmp_path, fasta):
-    code, _, err = cli("embed", weights, fasta(">a\n" + "ACGT" * 20 + "\n"), tmp_path / "out")
-    assert code == 0 and "looks like DNA" in err
+def test_command_refuses_dna_unless_told(cli, weights, tmp_path, fasta):
+    path = fasta(">a\n" + "ACGT" * 20 + "\n")
+    code, _, err = cli("embed", weights, path, tmp_path / "out")
+    assert code == 2 and "in.fasta looks like DNA or RNA" in err and "translate it" in err
+    code, _, _ = cli("embed", weights, path, tmp_path / "out", "--nucleotides")
+    assert code == 0 and (tmp_path / "out" / "a.pt").is_file()
