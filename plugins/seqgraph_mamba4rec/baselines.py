@@ -74,6 +74,7 @@ def judge(
     split: Split = "test",
     *,
     k: int | Sequence[int] = 10,
+    lists: bool = True,
     budget: int = 256 << 20,
 ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
     """Rank all items for every user of a split.
@@ -83,12 +84,13 @@ def judge(
         data: the histories.
         split: "valid" or "test".
         k: lengths of the lists.
+        lists: coverage and novelty as well.
         budget: bytes of scores held at once.
 
     Returns:
         The metrics by name, and the ranks among all and among unseen items, (n,) int64 each, in the split's order.
     """
-    metrics = Metrics((k,) if isinstance(k, int) else k, data)
+    metrics = Metrics((k,) if isinstance(k, int) else k, data if lists else None)
     examples, ranks = data.split(split), []
     for block in user_blocks(len(examples), data.num_items, budget):
         batch = data.collate(examples[block])

@@ -118,6 +118,7 @@ class NextItemConfig(_Config):
         "all", description="the ranking that picks the best epoch: of all items, or of those not seen"
     )
     select_metric: Literal["NDCG", "HR", "MRR"] = Field("NDCG", description="what of that ranking picks it")
+    lists: bool = Field(False, description="coverage and novelty of the lists as well")
     memory_mib: int = Field(256, gt=0, description="largest block of scores held at once, MiB")
     loss: Literal["softmax", "sampled-softmax", "gbce"] = Field("softmax", description="over all items, or drawn ones")
     negatives: int = Field(256, gt=0, description="items drawn for each prediction, for the latter two")

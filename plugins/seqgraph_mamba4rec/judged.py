@@ -120,7 +120,8 @@ def evaluate_users(
     saved = checkpoint.read_config(folder).get("run")
     if saved is None:
         raise CheckpointError(f"{folder} was not written by a run", "it has no data set to be evaluated on")
-    extra = [f"train.accelerator={accelerator}", "train.strategy=auto", "train.devices=1", f"task.k={list(k)}"]
+    extra = [f"train.accelerator={accelerator}", "train.strategy=auto", "train.devices=1"]
+    extra += [f"task.k={list(k)}", "task.lists=true"]
     config = load_config(saved, extra)
     data = build_data(config)
     if not isinstance(data, HistoryDataset):

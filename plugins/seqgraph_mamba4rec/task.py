@@ -24,7 +24,7 @@ Loss = Literal["softmax", "sampled-softmax", "gbce"]
 
 
 class NextItem(Task):
-    """A loss over items; HR, NDCG and MRR at k over the ranking of all items, in two protocols; coverage and novelty.
+    """A loss over items; HR, NDCG and MRR at k over the ranking of all items, in two protocols.
 
     ``HR@10``: every item is ranked, those that the user has seen among them (RecBole's protocol for sequential
     models). ``HR@10-unseen``: the seen items are taken out of the ranking first (SASRec+, gSASRec, HSTU). The two
@@ -36,6 +36,7 @@ class NextItem(Task):
         select_by: the ranking on the validation events that picks the best epoch: of "all" items, or of the
             "unseen" ones.
         select_metric: what of that ranking picks it: "NDCG", "HR" or "MRR".
+        lists: coverage and novelty of the lists as well.
         memory_mib: largest block of scores held at once, MiB.
         loss: "softmax" over all items, "sampled-softmax", or "gbce" (gSASRec's).
         negatives: items drawn for each prediction, for the latter two.
@@ -50,6 +51,7 @@ class NextItem(Task):
         k: int | Sequence[int] = 10,
         select_by: Literal["all", "unseen"] = "all",
         select_metric: Kind = "NDCG",
+        lists: bool = False,
         memory_mib: int = 256,
         loss: Loss = "softmax",
         negatives: int = 256,
@@ -59,6 +61,7 @@ class NextItem(Task):
         self.ks = (k,) if isinstance(k, int) else tuple(k)
         self.monitor = f"{select_metric}@{self.ks[0]}" + ("-unseen" if select_by == "unseen" else "")
         self.budget = memory_mib << 20
+        self.lists = lists
         self.loss, self.negatives, self.gbce_t = loss, negatives, gbce_t
         self.ranked = Metrics(self.ks)
         self.ranks: list[tuple[Tensor, Tensor, Tensor]] | None = None
@@ -71,7 +74,7 @@ class NextItem(Task):
         """
         if not isinstance(data, HistoryDataset):
             return
-        self.ranked = Metrics(self.ks, data)
+        self.ranked = Metrics(self.ks, data if self.lists else None)
         most = getattr(self.model, "max_length", None)
         if most is not None and (data.max_history is None or data.max_history > most):
             raise ConfigError(
@@ -113,14 +116,14 @@ class NextItem(Task):
         return cast(nn.Embedding, self.model.item_embedding).weight
 
     def metrics(self) -> dict[str, Metric]:
-        """``{HR,NDCG,MRR}@k``, ``coverage@k``, ``novelty@k``, and each with ``-unseen``."""
+        """``{HR,NDCG,MRR}@k`` and, with ``lists``, ``{coverage,novelty}@k``; each with ``-unseen`` too."""
         return self.ranked.by_name()
 
     def baseline(self, data: Dataset) -> dict[str, float]:
         """Popularity in the training events, by the same evaluator, on the test split."""
         if not isinstance(data, HistoryDataset):
             return {}
-        return judge(popularity(data), data, k=self.ks, budget=self.budget)[0]
+        return judge(popularity(data), data, k=self.ks, lists=self.lists, budget=self.budget)[0]
 
 
 class Cloze(NextItem):

@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     config = {
         "model": {"name": "mamba4rec", "d_model": 16, "d_state": 4, "dropout": 0.0},
         "data": {"name": "sequences", "root": str(data)},
-        "task": {"name": "next-item", "k": 3},
+        "task": {"name": "next-item", "k": 3, "lists": True},
         "train": {"epochs": 12, "lr": 0.02, "max_tokens": 128, "accelerator": "cpu"},
         "seed": 0,
     }

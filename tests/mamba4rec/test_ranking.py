@@ -12,11 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seqgraph.stream import TokenStream
-from seqgraph_mamba4rec.data import MovieLens100K
+from seqgraph_mamba4rec.data import MovieLens100K, Sequences
+from seqgraph_mamba4rec.gru4rec import GRU4Rec
 from seqgraph_mamba4rec.metrics import Metrics
 from seqgraph_mamba4rec.ranking import RankMetric, all_scores, rank_of, user_blocks, without_seen
+from seqgraph_mamba4rec.task import NextItem
 
 needs_recbole = pytest.mark.skipif(
     importlib.util.find_spec("recbole") is None, reason="RecBole is not installed (no wheel of ray 2.6.3 for it)"
@@ -60,6 +63,62 @@ def test_scores_are_fp32_under_autocast():
         scores = all_scores(users.bfloat16(), items)
     assert scores.dtype == torch.float32
     assert min(len(row.unique()) for row in scores) > 3990 > 2 * len(scores[0].bfloat16().unique())
+
+
+def test_evaluation_holds_no_more_scores_than_its_budget(tmp_path):
+    """Users x items would be 15 times the budget; neither ranking, masking nor lists may ask for it."""
+    (tmp_path / "s.txt").write_text("".join(f"u{n} i{n} i{n + 1} i{n + 2} i{n + 3}\n" for n in range(600)))
+    data = Sequences(str(tmp_path / "s.txt"))
+    model = GRU4Rec(data.num_items, d_model=4, d_hidden=4)
+    whole, parts = (NextItem(model, k=[10, 5], lists=True) for _ in range(2))
+    parts.budget = 4 * data.num_items * 40
+    batch = data.collate(data.split("test")[:])
+    with torch.no_grad():
+        for task in (whole, parts):
+            task.setup(data)
+            task.eval().ranks = []
+        whole.evaluation_step(batch)
+        with Largest() as seen:
+            parts.evaluation_step(batch)
+    assert whole.ranked.compute() == pytest.approx(parts.ranked.compute())
+    assert torch.equal(whole.ranks[0][1], torch.cat([rank for _, rank, _ in parts.ranks]))
+    assert seen.size <= parts.budget < 4 * 600 * data.num_items
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the bytes of the largest tensor that any operator gave."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for t in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(t, torch.Tensor):
+                self.size = max(self.size, t.numel() * t.element_size())
+        return out
+
+
+def test_ten_million_items_are_ranked_one_user_at_a_time_if_need_be():
+    items = torch.zeros(10_000_000, 1)
+    items[7], items[5] = 2.0, 1.0
+    users = torch.ones(2, 1)
+    ranks = []
+    for block in user_blocks(2, len(items), 64 << 20):
+        scores = all_scores(users[block], items)
+        assert scores.nbytes <= 64 << 20
+        ranks += rank_of(scores, torch.tensor([5])).tolist()
+    assert ranks == [2, 2]
+
+
+def test_items_without_training_can_be_asked_for(tmp_path):
+    (tmp_path / "s.txt").write_text("u a b c z\nv b c a b\n")
+    data = Sequences(str(tmp_path / "s.txt"))
+    task = NextItem(GRU4Rec(data.num_items, d_model=4, d_hidden=4), lists=True).eval()
+    task.setup(data)
+    assert data.train_counts()[data.item_ids.index("z")] == 0
+    with torch.no_grad():
+        out = task.evaluation_step(data.collate(data.split("test")[:]))
+    assert out["loss"].isfinite() and all(map(math.isfinite, task.ranked.compute().values()))
 
 
 # ---------------------------------------------------------------------------------------------- RecBole
