@@ -56,7 +56,7 @@ def _coupling(jacobian: Tensor) -> Tensor:
     for i in range(length):  # a row at a time: a second J would not fit
         both = (jacobian[i] + jacobian[:, :, i].permute(2, 0, 1)) / 2  # (20, L, 20)
         strength[i] = both.square().sum((0, 2)).sqrt()
-    strength.fill_diagonal_(0)
+    strength = ((strength + strength.T) / 2).fill_diagonal_(0)  # symmetric to the last bit
     rows = strength.sum(0)
     corrected = strength - rows[:, None] * rows[None] / rows.sum().clamp_min(torch.finfo(strength.dtype).tiny)
     return corrected.fill_diagonal_(0)

@@ -73,11 +73,14 @@ class Esm2(ProteinLM):
         return {layer: whole[depth] for layer, depth in wanted.items()}
 
     def flops(self, lengths: Sequence[int], predicted: float = 1.0) -> float:
-        """Floating-point operations of a forward pass: matrix products and attention over whole sequences."""
-        tokens, width = sum(lengths), self.d_model
-        attention = 4 * width * sum(length**2 for length in lengths)
-        head = 2 * predicted * tokens * (width**2 + width * len(self.alphabet))
-        return self.n_layers * (24 * width**2 * tokens + attention) + head
+        """Floating-point operations of a forward pass over proteins of these lengths, without padding.
+
+        24 D² a token and block for the matrices, 4 L D for attention over L tokens; the head on all tokens, as fair-esm
+        computes it (``predicted`` does not matter).
+        """
+        d, n = self.d_model, self.n_layers
+        head = 2 * d * (d + self.network.alphabet_size)
+        return float(sum(length * (n * (24 * d * d + 4 * length * d) + head) for length in lengths))
 
     def _dense(self, stream: TokenStream) -> Iterator[tuple[Tensor, Tensor]]:
         """Padded batches (B, L), and where they are valid, longest first; together few more tokens than the stream."""

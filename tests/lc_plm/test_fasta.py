@@ -95,3 +95,28 @@ def test_numbered_duplicates_never_meet(fasta):
 
 def test_dna_is_recognised():
     assert is_nucleotide("ACGTN" * 10) and not is_nucleotide("ACGT") and not is_nucleotide("ACGTL" * 10)
+
+
+def test_one_huge_line_is_read_in_pieces(fasta):
+    """A sequence on one line, longer than what is read at a time, with blanks at the pieces' borders."""
+    sequence = "MKTAY" * 30_000
+    broken = " ".join(sequence[i : i + 65_535] for i in range(0, len(sequence), 65_535))
+    assert _pairs(fasta(f">a\n{broken}\n>b\nGG\n")) == [("a", sequence), ("b", "GG")]
+
+
+def test_what_no_protein_is(fasta, monkeypatch):
+    monkeypatch.setattr("seqgraph_lc_plm.fasta.LONGEST", 1000)
+    path = fasta(f">a\nGG\n>chromosome\n{'ACGT' * 100_000}\n")
+    with pytest.raises(DataError, match=r"record 2 \(chromosome, line 3\): more than 1,000 letters"):
+        list(read_fasta(path))
+    with pytest.raises(DataError, match="more than 1,000 letters"):
+        list(read_fasta(path, on_invalid="unk"))
+    assert _pairs(path, on_invalid="skip") == [("a", "GG")]
+    with pytest.raises(DataError, match=r"line 1: the header is longer than 65536 letters"):
+        list(read_fasta(fasta(">" + "x" * 100_000 + "\nGG\n")))
+    with pytest.raises(DataError, match=r"line 1 is not FASTA"):
+        list(read_fasta(fasta(b"\x00" * 1_000_000)))
+
+
+def test_headers_are_kept_as_they_are_when_told(fasta):
+    assert _pairs(fasta(">a\nM\n>a\nG\n"), on_duplicate="keep") == [("a", "M"), ("a", "G")]
