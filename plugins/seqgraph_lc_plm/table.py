@@ -60,7 +60,10 @@ def _cells(
         if not any(row):
             continue
         if len(row) <= max(places, default=0):
-            raise DataError(f"{path}: line {line} has {len(row)} cells, {max(places) + 1} are needed", "mend the line")
+            raise DataError(
+                f"{path}: line {line} has {len(row)} cells, {max(places) + 1} are needed",
+                "mend the line, or correct the names of the columns (null: the first line has them)",
+            )
         found += 1
         yield line, [row[place].strip() for place in places]
     if not found:
