@@ -58,14 +58,14 @@ def recommend_users(
     """Lists by user; errors name the file and the line.
 
     Raises:
-        DataError: for an item that the model does not know, unless it is to be skipped, and for a user whose items
-            are all unknown.
+        DataError: for an item that the model does not know by id or name, unless it is to be skipped, for a name of
+            several items, and for a user whose items are all unknown.
     """
     from seqgraph.errors import DataError
 
-    known = set(model.assets.get("item_ids", ()))
+    catalogue = model.catalogue()
     for user, history in histories.items():
-        strange = [event for event in history if event.item not in known]
+        strange = [event for event in history if catalogue.find(event.item) is None]
         if strange and not skip_unknown:
             raise DataError(
                 f"{path}, line {strange[0].line}: item {strange[0].item!r} was not in the training data",

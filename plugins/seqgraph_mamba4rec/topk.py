@@ -15,8 +15,8 @@ Backend = Literal["auto", "torch", "faiss"]
 
 # Below so many rows of users a block of items is cut instead.
 _ROWS = 64
-# FAISS looks for the k best and all those seen; beyond so many it is slower than torch.
-_FAISS_MOST = 1024
+# FAISS looks for the k best and all those seen: beyond so many it is slower than torch, and for more users at once.
+_FAISS_MOST, _FAISS_USERS = 1024, 4
 
 
 class ItemIndex:
@@ -24,8 +24,8 @@ class ItemIndex:
 
     Args:
         items: (V, D).
-        backend: "faiss" (``IndexFlatIP``, which is exact; on a CPU), "torch", or "auto": FAISS if it is installed,
-            the items are on the CPU and there are at least ``faiss_from`` of them.
+        backend: "faiss" (``IndexFlatIP``, which is exact; on a CPU), "torch", or "auto": FAISS for a few users at once
+            if it is installed, the items are on the CPU and there are at least ``faiss_from`` of them.
         budget: bytes of scores that torch holds at once.
         faiss_from: see ``backend``.
 
@@ -40,10 +40,10 @@ class ItemIndex:
         self.items, self.budget = items.detach(), budget
         if backend == "auto":
             there = items.device.type == "cpu" and len(items) >= faiss_from and importlib.util.find_spec("faiss")
-            backend = "faiss" if there else "torch"
+            backend = "auto" if there else "torch"
         self.backend = backend
         self._flat: Any = None
-        if backend == "faiss":
+        if backend != "torch":
             if items.device.type != "cpu":
                 raise ValueError(f"FAISS searches on the CPU, the items are on {items.device}")
             import faiss
@@ -66,7 +66,8 @@ class ItemIndex:
         """
         k = min(k, len(self.items))
         most = int(seen.lengths.max()) if seen is not None and len(users) else 0
-        if self.backend == "faiss" and k + most <= _FAISS_MOST:
+        few = self.backend == "faiss" or len(users) <= _FAISS_USERS
+        if self._flat is not None and few and k + most <= _FAISS_MOST:
             return self._by_faiss(users, k, min(k + most, len(self.items)), seen)
         rows = max(1, min(_ROWS, self.budget // 4), self.budget // (4 * max(1, len(self.items))))
         scores = [users.new_empty((0, k), dtype=torch.float32)]

@@ -83,7 +83,7 @@ def test_nobody_nothing_and_ties(backend):
     assert alone.tolist() == [[3.0, 1.0, 1.0]] and other.tolist() == [[5, 2, 9]]
 
 
-def test_who_searches():
+def test_who_searches(monkeypatch):
     items = torch.randn(10, 4)
     assert ItemIndex(items).backend == "torch"
     try:
@@ -92,4 +92,11 @@ def test_who_searches():
         with pytest.raises(ModuleNotFoundError):
             ItemIndex(items, backend="faiss")
     else:
-        assert ItemIndex(items, faiss_from=10).backend == "faiss"
+        index, users = ItemIndex(items, faiss_from=10), torch.randn(20, 4)
+        searched = []
+        monkeypatch.setattr(
+            ItemIndex, "_by_faiss", lambda self, users, *_: searched.append(len(users)) or (users, users)
+        )
+        for n in (1, 4, 5, 20):
+            index.search(users[:n], 3)
+        assert searched == [1, 4]

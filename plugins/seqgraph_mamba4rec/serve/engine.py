@@ -61,6 +61,9 @@ class Engine:
     def __post_init__(self) -> None:
         self._model: Any = self.store.model
         self._index = ItemIndex(self._model.item_vectors())
+        with torch.no_grad():  # compiled code is loaded before anyone waits for it
+            first = torch.zeros(1, dtype=torch.int64, device=self._index.items.device)
+            self._index.search(self._model.step(self._model.initial_state(1), first)["out"], 1)
         self._waiting: deque[_Event | _Ask] = deque()
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "seqgraph-model")
