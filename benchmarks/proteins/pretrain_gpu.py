@@ -93,14 +93,15 @@ def train(preset: str, rate: float, seed: int, table: Path, options: argparse.Na
 
 def keep(best: Path, target: Path) -> None:
     """The best weights in fp16 and what is needed to load them, unless that is too large."""
-    from safetensors.torch import load_file, save_file
+    from seqgraph.train.checkpoint import read_tensors, write_tensors
 
-    whole = load_file(best / "model.safetensors")
-    half = {key: value.half() if value.is_floating_point() else value for key, value in whole.items()}
+    whole = read_tensors(best / "model.safetensors")
+    # A tied head is one tensor, and stays one.
+    half = {id(value): value.half() if value.is_floating_point() else value for value in whole.values()}
     if sum(value.nbytes for value in half.values()) > LARGEST:
         return
     target.mkdir(parents=True, exist_ok=True)
-    save_file(half, target / "model.safetensors")
+    write_tensors(target / "model.safetensors", {name: half[id(value)] for name, value in whole.items()})
     for name in ("config.json", "assets.json", "metrics.json", "MODEL_CARD.md"):
         shutil.copy(best / name, target / name)
 
