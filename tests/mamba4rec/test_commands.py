@@ -184,3 +184,21 @@ def test_prefixes_and_histories_train_the_same_predictions(tmp_path):
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     assert tokens[1] > tokens[0]
+
+
+def test_items_may_be_called_by_name(run, tmp_path):
+    from pathlib import Path
+
+    from seqgraph.errors import DataError
+    from seqgraph_mamba4rec.reading import read_requests
+    from seqgraph_mamba4rec.recommend import recommend_users
+
+    model = sg.load(run[0])
+    model.assets["titles"] = {"i5": "Five", "i7": "Twin", "i8": "twin"}
+    options = {"k": 1, "filter_seen": True, "skip_unknown": False}
+    for name in ("five", "FIVE", "i5"):
+        path = Path(requests(tmp_path, f"user,item\nann,i4\nann,{name}\n"))
+        assert recommend_users(model, read_requests(path), path, **options)["ann"][0].item == "i6"
+    path = Path(requests(tmp_path, "user,item\nann,twin\n"))
+    with pytest.raises(DataError, match=r"2 items are called 'twin' \(give an id: i7, i8\)"):
+        recommend_users(model, read_requests(path), path, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import http.client
 import os
 import random
 import signal
@@ -48,10 +49,7 @@ def load(url: str, worker: int, acknowledged: dict[str, list[int]], sent: dict[s
         sent.setdefault(user, []).append(item)
         try:
             status, answer = client("/event", {"user": user, "item": item})
-        except OSError:
-            return
-        except Exception as error:  # the answer was cut off
-            assert "HTTP" in type(error).__mro__[1].__name__ or "Incomplete" in str(error), error
+        except (OSError, http.client.HTTPException):  # it was killed; the answer may have been cut off
             return
         assert status == 200, answer
         acknowledged.setdefault(user, []).append(item)
@@ -84,11 +82,11 @@ def test_killed_in_mid_load_three_times_nothing_acknowledged_is_lost(tmp_path):
         store = UserStore(folder, make_model(), capacity=100)
         try:
             there = histories(store)
-            acknowledged |= got
+            acknowledged |= got  # each life has users of its own
             for user, items in acknowledged.items():
                 assert there[user][: len(items)] == items
-                # At most the one event that was on its way may be there beyond what was acknowledged.
-                assert there[user] == sent.get(user, items)[: len(there[user])] if user in sent else True
+                # Beyond that, the one event that was on its way may be there.
+                assert there[user] == sent.get(user, items)[: len(there[user])]
                 assert len(there[user]) - len(items) <= 1
             assert store.saved > 0  # a snapshot was written in mid-load, and the log was cut
             assert len(list(folder.glob("events-*.log"))) <= 3
