@@ -315,6 +315,6 @@ def test_config_fields_are_the_constructors_keywords(dataset, config, tmp_path):
 
     own = {p.name: p.default for p in inspect.signature(dataset).parameters.values() if p.kind != p.VAR_KEYWORD}
     base = inspect.signature(HistoryDataset).parameters
-    own |= {n: p.default for n, p in base.items() if n not in ("events", "titles", "self")}
+    own |= {n: p.default for n, p in base.items() if n not in ("events", "titles", "retime")}
     fields = {name: field.default for name, field in config.model_fields.items()}
     assert own == fields
