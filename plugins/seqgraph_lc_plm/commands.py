@@ -137,7 +137,9 @@ def _words(
     known = [word for word in words if word in _KINDS or _NUMBERS.match(word)]
     folders = [*([] if output is None else [str(output)]), *(word for word in words if word not in known)]
     if not folders:
-        raise ConfigError("no folder to write into", "seqgraph embed MODEL FASTA OUT, or -o OUT")
+        raise ConfigError(
+            "no folder to write into", "seqgraph embed MODEL FASTA OUT, or -o OUT for one that is called mean, say"
+        )
     if len(folders) > 1:
         raise ConfigError(f"do not know what to do with {folders[1]!r}", "seqgraph embed MODEL FASTA OUT --help")
     numbers = [word for text in layers for word in re.split(r"[,\s]+", text.strip())]

@@ -253,6 +253,13 @@ def test_command_names_file_and_record_before_it_loads_anything(cli, tmp_path, f
     assert code == 2 and "none.fasta: no such file" in err
 
 
+def test_command_names_a_truncated_checkpoint(cli, weights, tmp_path, fasta):
+    path = weights / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    code, _, err = cli("embed", weights, fasta(">a\nMKT\n"), tmp_path / "out")
+    assert code == 2 and "model.safetensors" in err and "damaged" in err and not (tmp_path / "out").exists()
+
+
 def test_command_refuses_dna_unless_told(cli, weights, tmp_path, fasta):
     path = fasta(">a\n" + "ACGT" * 20 + "\n")
     code, _, err = cli("embed", weights, path, tmp_path / "out")
