@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import seqgraph
 from seqgraph.encode import Encoder
 from seqgraph.stream import TokenStream
 from seqgraph_lc_plm.base import ProteinLM, cut_batches
 from seqgraph_lc_plm.extract import Extraction
 from seqgraph_lc_plm.fasta import read_fasta
+from seqgraph_lc_plm.model import LcPlm
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 
@@ -131,7 +131,7 @@ def main() -> None:
     residues = arguments.residues or (4_000_000 if on_gpu else 60_000)
     few = arguments.naive_residues or residues // (10 if on_gpu else 4)
     torch.manual_seed(0)
-    model = seqgraph.create_model("lc-plm", size=arguments.size).to(arguments.device).eval()
+    model = LcPlm(size=arguments.size).to(arguments.device).eval()
     twin = released(model)
     sequence = "".join(np.random.default_rng(1).choice(LETTERS, 62))
     with torch.no_grad():

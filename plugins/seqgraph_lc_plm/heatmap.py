@@ -14,6 +14,7 @@ from seqgraph_lc_plm.mutate import AMINO_ACIDS
 ORDER = "AVILMFWYSTNQHKRDECGP"
 _GROUPS = (5, 8, 12, 15, 17)  # rows after which another kind begins
 _ROW = 80  # residues in a line of the picture
+LONGEST = 4000  # residues of a picture that can still be opened
 
 
 def draw_saturation(scores: np.ndarray, sequence: str, output: Path, *, title: str = "", first: int = 1) -> Path:

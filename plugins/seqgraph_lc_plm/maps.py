@@ -190,7 +190,8 @@ def _draw_groups(axes: Any, places: np.ndarray, values: Sequence[str | None], na
     rest = np.array([value not in colour_of for value in values])
     if rest.any():
         others = len(counts) - len(top)
-        label = f"{others} others ({rest.sum():,})" if others else f"unknown ({rest.sum():,})"
+        parts = [f"{others} others"] * bool(others) + ["unknown"] * any(value is None for value in values)
+        label = f"{' and '.join(parts)} ({rest.sum():,})"
         axes.scatter(*places[rest].T, color=_GREY, label=label, zorder=1, **style)
     # All groups in one call and in a random order, so that none lies over the others.
     chosen = np.flatnonzero(~rest)

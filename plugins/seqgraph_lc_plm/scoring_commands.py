@@ -76,13 +76,17 @@ def saturation(
     from seqgraph.errors import ConfigError
     from seqgraph.train.checkpoint import write_file
     from seqgraph_lc_plm import mutate as how
-    from seqgraph_lc_plm.heatmap import draw_saturation
+    from seqgraph_lc_plm.heatmap import LONGEST, draw_saturation
     from seqgraph_lc_plm.maps import new_figure
 
     new_figure(output, (1, 1))  # before the work: can it be written?
     protein = how.protein(sequence, fasta)
     if protein is None:
         raise ConfigError("no protein to draw", "give it by --sequence or --fasta")
+    if len(protein) > LONGEST:
+        raise ConfigError(
+            f"{len(protein):,} residues are too many for one picture", f"at most {LONGEST:,}; or seqgraph mutate"
+        )
     with _scorer(model, "scoring", len(protein), toks_per_batch, precision, nogpu) as (network, options):
         scores = how.saturation(network, protein, method=method, **options).numpy()
     name = title if title is not None else f"Single substitutions, {len(protein)} residues, {method}"

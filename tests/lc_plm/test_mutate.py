@@ -205,6 +205,8 @@ def test_saturation_command_draws_and_writes(tiny, weights, tmp_path, capsys, pr
     assert ".png, .svg or .pdf" in capsys.readouterr().err
     assert main(["saturation", str(weights), "-o", str(tmp_path / "a.png")]) == 2
     assert "no protein to draw" in capsys.readouterr().err
+    assert main(["saturation", str(weights), "-o", str(tmp_path / "a.png"), "--sequence", "M" * 4001]) == 2
+    assert "4,001 residues are too many" in capsys.readouterr().err
 
 
 def test_perplexity_command(tiny, weights, tmp_path, capsys):
