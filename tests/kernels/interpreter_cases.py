@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from seqgraph_kernels import selective_scan
+from seqgraph_kernels.selective_scan.plan import Plan
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import distance, run, scan_case
@@ -36,9 +37,11 @@ def compare(op, case, dtype=torch.float32):
 def main() -> None:
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan(), "memory must start as NaN"
-    # Spans of one chunk, so that a segment of 35 tokens is cut in two and its state is handed on.
+    # Spans of two chunks, so that a segment of 35 tokens is cut in two and its state is handed on.
     triton = importlib.import_module("seqgraph_kernels.selective_scan.triton")
-    triton.CHUNK, triton.SPANS = 16, (32,)
+    triton.CHUNK = 16
+    triton.forward_plan = lambda sizes: Plan(32, 1 + sizes.even)
+    triton.backward_plan = lambda sizes: Plan(32, 1 + sizes.even)
     for name, options in SCANS.items():
         show(f"scan-{name}", compare(selective_scan, scan_case([0, 35, 3], 5, 3, **options)))
     # 64 channels: two to a lane, loaded and stored as one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,20 +12,18 @@ from seqgraph_kernels.dispatch import interpreting
 from seqgraph_kernels.packing import check_borders, unit_rows
 from seqgraph_kernels.selective_scan import triton_backward, triton_forward, triton_states
 from seqgraph_kernels.selective_scan.arguments import Pass, ScanArguments
+from seqgraph_kernels.selective_scan.plan import CHUNK, Plan, Sizes, backward_plan, forward_plan
 
-# Tokens between two saved states; the backward recomputes what lies between them.
-CHUNK = 64
 # States that one walk holds; more are walked in several turns.
 STATES = 32
 # The backward's: it holds more of each state, those of this many tokens at once.
 STATES_BACKWARD = 16
 GROUP = 2
+# Most warps of a program that walks forward.
+WARPS = 4
 # Its channels, one to a lane, and its programs: enough to fill a multiprocessor, few enough to keep scratch small.
 LANES = 32
 RESIDENT = 8
-# Spans to choose from, multiples of CHUNK, and the programs that a multiprocessor holds at once (by their registers).
-SPANS = (2048, 1024, 512, 256, 128, 64)
-HELD = 12
 
 
 def checkpoint_shape(args: ScanArguments) -> tuple[int, int, int, int]:
@@ -40,18 +38,18 @@ def checkpoint_shape(args: ScanArguments) -> tuple[int, int, int, int]:
 
 def forward(args: ScanArguments, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final states and, where ``save`` says so, the states that each chunk of tokens starts from."""
-    return _Call(args).forward(save)
+    return _Call(args, forward_plan).forward(save)
 
 
 def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, checkpoints: Tensor) -> dict[str, Tensor]:
     """Gradients by argument name. Every argument of ``args`` that is present gets one."""
-    return _Call(args).backward(grad_out.contiguous(), grad_end, checkpoints)
+    return _Call(args, backward_plan).backward(grad_out.contiguous(), grad_end, checkpoints)
 
 
 class _Call:
     """The tensors of a call as the kernels want them, and the sizes that all of its kernels share."""
 
-    def __init__(self, args: ScanArguments) -> None:
+    def __init__(self, args: ScanArguments, plan: Callable[[Sizes], Plan]) -> None:
         self.args = args
         (self.T, self.E), self.N = args.x.shape, args.A.shape[1]
         self.S, self.cu = args.cu_seqlens.shape[0] - 1, args.cu_seqlens
@@ -65,33 +63,29 @@ class _Call:
         # Two channels to a lane, where they can be loaded as one.
         loaded = [t for w in self.ways for t in (w.x, w.dt)] + ([] if self.z is None else [self.z])
         even = self.z_stride % 2 == 0 and all(t.data_ptr() % (2 * t.element_size()) == 0 for t in loaded)
-        self.halves = 2 if self.E % 64 == 0 and even else 1
-        self.blocks = -(-self.E // (32 * self.halves))
-        self.span = self._span()
+        even = even and self.E % 64 == 0
+        # Without a longest length from the caller, a segment may be as long as the batch.
+        longest = self.T if args.max_seqlen is None else args.max_seqlen
+        paired, processors = self.paired(plan is backward_plan), _processors(args.x.device)
+        sizes = Sizes(self.T, self.S, self.E, self.N, longest, len(self.ways), paired, even, processors)
+        self.span, self.halves = plan(sizes)
+        self.cut = longest > self.span
+        self.warps = _warps(self.E, self.halves)
+        self.blocks = -(-self.E // (32 * self.warps * self.halves))
         self.sink = self.empty(4 * max(64, self.N))
         self.slots = self.T // self.span + self.S
-        # Without a longest length from the caller, any segment may be longer than a span.
-        longest = self.T if args.max_seqlen is None else args.max_seqlen
-        self.cut = longest > self.span
         one = self.ways[0].one
         self.shape: dict[str, Any] = {
-            "NB": min(STATES, -(-self.N // 4) * 4), "N": self.N, "M": self.halves, "G": 2,
+            "LANES": 32 * self.warps, "NB": min(STATES, -(-self.N // 4) * 4), "N": self.N, "M": self.halves, "G": 2,
             "EVEN": self.E % (32 * self.halves) == 0, "HAS_BIAS": one.dt_bias is not None,
-            "SOFTPLUS": args.dt_softplus, "WAYS": args.direction, "num_warps": 1, "enable_fp_fusion": True,
+            "SOFTPLUS": args.dt_softplus, "WAYS": args.direction, "num_warps": self.warps, "enable_fp_fusion": True,
         }  # fmt: skip
 
-    def _span(self) -> int:
-        """The span that should take least: a cut costs a second walk, too few programs leave the GPU idle."""
-        held = HELD * _processors(self.args.x.device)
-        mean = self.T / max(self.S, 1)
-
-        def cost(span: int) -> float:
-            rounds = max(self.T // span, self.S) * self.blocks / held
-            # On an H100 the walk for the states alone takes 0.6 of the walk proper; each span's states are moved too.
-            work = 1 + 0.6 * max(0.0, 1 - span / max(mean, 1)) + 8 / span
-            return work * math.ceil(rounds) / max(rounds, 1e-9)
-
-        return min(SPANS, key=cost)
+    def paired(self, adjoint: bool) -> bool:
+        """Whether one walk gives both directions' local states: they share all that it reads."""
+        names = ("dt", "A", "dt_bias", "C") if adjoint else ("dt", "A", "dt_bias", "x", "B")
+        shared = len(self.ways) == 2 and all(self.args.owner(name, 1) == name for name in names)
+        return shared and not (adjoint and self.args.stacked)
 
     def empty(self, *shape: int) -> Tensor:
         """fp32 on the device of the inputs."""
@@ -138,11 +132,13 @@ class _Call:
         local = self.empty(passes, self.slots, self.E, self.N)
         steps = self.empty(passes, self.slots, self.E)
         adjoint = grad is not None
-        names = ("dt", "A", "dt_bias", "C") if adjoint else ("dt", "A", "dt_bias", "x", "B")
-        paired = passes == 2 and all(self.args.owner(n, 1) == n for n in names) and not (adjoint and self.args.stacked)
+        paired = self.paired(adjoint)
         # A pair holds twice the states.
-        shape = self.shape | {"M": 1, "EVEN": self.E % 32 == 0} if paired else self.shape
-        blocks = -(-self.E // (32 * shape["M"]))
+        shape, warps = self.shape, self.warps
+        if paired:
+            warps = _warps(self.E, 1)
+            shape = shape | {"M": 1, "EVEN": self.E % 32 == 0, "LANES": 32 * warps, "num_warps": warps}
+        blocks = -(-self.E // (32 * warps * shape["M"]))
         for n0 in range(0, self.N, shape["NB"]):
             triton_states.local_states[(self.slots * blocks, 1 if paired else passes)](
                 *self.pairs(
@@ -183,40 +179,40 @@ class _Call:
         gdt = [wide(args.owner("dt", i), w.dt) for i, w in enumerate(ways)]
         gz = None if self.z is None else wide("z", self.z)
         blocks = -(-E // LANES)
-        # Partial sums, added up below in an order that does not change.
-        parts: dict[str, Tensor] = {}
-        for i in range(passes):
-            for name in "BC":
-                parts.setdefault(args.owner(name, i), self.empty(blocks, T, N))
-        gA = self.empty(passes, self.slots, E, N)
-        gD, gbias = (self.empty(passes, self.slots, E) for _ in "Db")
+        # Partial sums, added up below in an order that does not change; rounded as the sums themselves will be, but for
+        # fp16, whose range is too short.
+        gB, gC = (args.x.new_empty(passes, blocks, T, N, dtype=_rounded(t)) for t in (args.B, args.C))
+        gA = args.x.new_zeros(passes, self.slots, E, N, dtype=torch.float32)
+        gD, gbias = (args.x.new_zeros(passes, self.slots, E, dtype=torch.float32) for _ in "Db")
         if S and E:
             items = self.slots * blocks
             programs = min(items, RESIDENT * _processors(args.x.device))
             NB = min(STATES_BACKWARD, max(4, 1 << (N - 1).bit_length()))
-            scratch = self.empty(programs * (CHUNK // GROUP) * LANES * NB)
+            scratch = args.x.new_empty(programs * (CHUNK // GROUP) * LANES * NB, dtype=_rounded(args.x))
+            tickets = torch.zeros(4 * -(-N // NB), dtype=torch.int32, device=args.x.device)
             with torch.cuda.device_of(args.x):
                 carry = self.carry(grads, grads, [w.C for w in ways], ends)
-                for n0 in range(0, N, NB):
+                for i, n0 in enumerate(range(0, N, NB)):
                     triton_backward.gradients[(programs,)](
                         *self.pairs(
                             [w.x for w in ways], [w.dt for w in ways], [w.A for w in ways], [w.B for w in ways],
-                            [w.C for w in ways], [w.D for w in ways], [w.bias for w in ways], grads,
-                            _each(checkpoints, passes), _each(carry, passes), _each(ends, passes),
-                            _each(starts, passes), gx, gdt, [parts[args.owner("B", i)] for i in range(passes)],
-                            [parts[args.owner("C", i)] for i in range(passes)], _each(gA, passes), _each(gD, passes),
-                            _each(gbias, passes),
+                            [w.C for w in ways], [w.D for w in ways], [w.bias for w in ways], grads, gx, gdt,
                         ),
-                        self.z, gz, self.cu, scratch, self.z_stride, T, E, S, self.rounds, self.span, blocks, items,
-                        n0, NB=NB, N=N, LANES=LANES, G=GROUP, CHUNK=CHUNK, WAYS=args.direction,
+                        gB, gC, checkpoints, carry, ends, starts, gA, gD, gbias, self.z, gz, self.cu, scratch,
+                        tickets[4 * i :], self.z_stride, T, E, S, self.rounds, self.span, self.slots,
+                        checkpoints.shape[1], blocks, items, passes, int(args.direction == "reverse"),
+                        int(shared("x")), int(shared("dt")), n0, NB=NB, N=N, LANES=LANES, G=GROUP, CHUNK=CHUNK,
                         CUT=carry is not None, HAS_END=ends is not None, HAS_START=starts is not None,
                         HAS_BIAS=ways[0].bias is not None, HAS_D=ways[0].D is not None and not n0,
                         HAS_Z=gz is not None, SOFTPLUS=args.dt_softplus,
-                        PRECISION="tf32x3" if args.x.dtype == torch.float32 else "tf32", ADD_X=shared("x"),
-                        ADD_DT=shared("dt"), ADD_B=shared("B"), ADD_C=shared("C"), FIRST=not n0,
+                        PRECISION="tf32x3" if args.x.dtype == torch.float32 else "tf32", ADD=passes == 2 or n0 > 0,
                         num_warps=1, num_stages=1, enable_fp_fusion=True,
                     )  # fmt: skip
-        total |= {name: part.sum(0) for name, part in parts.items()}
+        for name, part in (("B", gB), ("C", gC)):
+            if shared(name):
+                total[name] = part.sum((0, 1), dtype=torch.float32)
+            else:
+                total |= {args.owner(name, i): part[i].sum(0, dtype=torch.float32) for i in range(passes)}
         for i in range(passes):
             for name, part in (("A", gA[i]), ("D", gD[i]), ("dt_bias", gbias[i])):
                 owner = args.owner(name, i)
@@ -241,6 +237,15 @@ class _Way:
 
 def _each(stacked: Tensor | None, directions: int) -> list[Tensor | None]:
     return [None] * directions if stacked is None else list(stacked.unbind(0))
+
+
+def _rounded(like: Tensor) -> torch.dtype:
+    return torch.bfloat16 if like.dtype == torch.bfloat16 else torch.float32
+
+
+def _warps(E: int, halves: int) -> int:
+    """Warps of a program: neighbours read rows of B and C together, and longer pieces of a token's channels."""
+    return next(w for w in (WARPS, 2, 1) if E % (32 * w * halves) == 0 or w == 1)
 
 
 def _processors(device: torch.device) -> int:

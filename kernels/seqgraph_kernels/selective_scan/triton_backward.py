@@ -3,6 +3,7 @@
 A program owns one span and ``LANES`` channels at a time, one to a lane. Per direction it visits the span's chunks
 against the direction of the scan. In a chunk it first walks with the scan, from the chunk's saved state, and keeps one
 state per ``G`` tokens in scratch memory; then it goes back group by group, a group's states and decays in registers.
+The direction is an ordinary number, so that both run the same instructions.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import triton.language as tl
 
 from seqgraph_kernels.selective_scan.triton_common import (
     LN2,
-    among,
     find_span,
     load_decay,
     load_row,
@@ -25,18 +25,10 @@ from seqgraph_kernels.selective_scan.triton_common import (
 
 
 @triton.jit
-def put(ptr, offset, value, mask, ADD: tl.constexpr):
-    """Store a gradient, or add it to the one that an earlier walk left there."""
-    if ADD:
-        value += tl.load(ptr + offset, mask=mask, other=0.0).to(tl.float32)
-    tl.store(ptr + offset, value.to(ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def keep(scratch, i, h, J: tl.constexpr, LANES: tl.constexpr):
     at = tl.arange(0, LANES)[:, None] * 4 + tl.arange(0, 4)[None, :]
     for j in tl.static_range(J):
-        tl.store(scratch + (i * J + j) * (4 * LANES) + at, h[j])
+        tl.store(scratch + (i * J + j) * (4 * LANES) + at, h[j].to(scratch.dtype.element_ty))
 
 
 @triton.jit
@@ -50,26 +42,18 @@ def recall(scratch, i, J: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def side_by_side(h, J: tl.constexpr, LANES: tl.constexpr):
-    """A tuple of J tiles (LANES, 4) as one tile (LANES, 16 or 32); ``state_of_column`` says which state a column is."""
-    if J <= 4:
-        none = tl.zeros([LANES, 4], tl.float32)
-        h1 = h[1] if J > 1 else none
-        h2 = h[2] if J > 2 else none
-        h3 = h[3] if J > 3 else none
-        return tl.reshape(tl.join(tl.join(h[0], h1), tl.join(h2, h3)), [LANES, 16])
-    else:
-        low = tl.join(tl.join(h[0], h[1]), tl.join(h[2], h[3]))
-        high = tl.join(tl.join(h[4], h[5]), tl.join(h[6], h[7]))
-        return tl.reshape(tl.join(low, high), [LANES, 32])
+    """A tuple of J tiles (LANES, 4) as one tile (LANES, 16); ``state_of_column`` says which state a column is."""
+    none = tl.zeros([LANES, 4], tl.float32)
+    h1 = h[1] if J > 1 else none
+    h2 = h[2] if J > 2 else none
+    h3 = h[3] if J > 3 else none
+    return tl.reshape(tl.join(tl.join(h[0], h1), tl.join(h2, h3)), [LANES, 16])
 
 
 @triton.jit
-def state_of_column(COLUMNS: tl.constexpr):
-    column = tl.arange(0, COLUMNS)
-    if COLUMNS == 16:
-        return column // 4 + 4 * (column // 2 % 2 + 2 * (column % 2))
-    else:
-        return column // 8 + 4 * (column // 4 % 2 + 2 * (column // 2 % 2) + 4 * (column % 2))
+def state_of_column():
+    column = tl.arange(0, 16)
+    return column // 4 + 4 * (column // 2 % 2 + 2 * (column % 2))
 
 
 @triton.jit
@@ -79,19 +63,98 @@ def over_channels(h, weights, J: tl.constexpr, LANES: tl.constexpr, PRECISION: t
 
 
 @triton.jit
+def load_tokens(ptr, stride, first, by, i, n, d, E, G: tl.constexpr, NEEDED: tl.constexpr):
+    """Channels ``d`` of tokens i to i + G of a walk: the last channel and token for those beyond, the first token for
+    those before, so that nothing need be masked."""
+    group = ()
+    for g in tl.static_range(G):
+        if NEEDED:
+            at = (first + by * tl.maximum(tl.minimum(i + g, n - 1), 0)) * stride + tl.minimum(d, E - 1)
+            group = group + (tl.load(ptr + at),)
+        else:
+            group = group + (0,)
+    return group
+
+
+@triton.jit
+def load_earlier(ptr, first, by, i, n, d, limit, E, G: tl.constexpr, NEEDED: tl.constexpr):
+    """The same of what an earlier walk left, 0 from ``limit`` on."""
+    group = ()
+    for g in tl.static_range(G):
+        if NEEDED:
+            at = (first + by * tl.maximum(tl.minimum(i + g, n - 1), 0)) * E + d
+            group = group + (tl.load(ptr + at, mask=d < limit, other=0.0),)
+        else:
+            group = group + (0,)
+    return group
+
+
+@triton.jit
+def load_rows(ptr, first, by, i, n, n0, NB: tl.constexpr, N: tl.constexpr, G: tl.constexpr):
+    """B or C of the same tokens, G times as many tiles as ``load_row`` gives."""
+    rows = ()
+    for g in tl.static_range(G):
+        rows = rows + load_row(ptr, (first + by * tl.maximum(tl.minimum(i + g, n - 1), 0)) * N, n0, NB, N)
+    return rows
+
+
+@triton.jit
+def put(ptr, offset, value, earlier, mask, ADD: tl.constexpr):
+    """Store a gradient, plus the one that an earlier walk left there."""
+    if ADD:
+        value += earlier.to(tl.float32)
+    tl.store(ptr + offset, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def with_scan(
+    x_ptr, dt_ptr, B_ptr, scratch, h, A, bias, first, by, n, groups, d, E, n0,
+    NB: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, G: tl.constexpr, SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """Keep the state before each group of a chunk but the last; return the one before that."""
+    J: tl.constexpr = NB // 4
+    x = load_tokens(x_ptr, E, first, by, 0, n, d, E, G, True)
+    dt = load_tokens(dt_ptr, E, first, by, 0, n, d, E, G, True)
+    x_soon = load_tokens(x_ptr, E, first, by, G, n, d, E, G, True)
+    dt_soon = load_tokens(dt_ptr, E, first, by, G, n, d, E, G, True)
+    b = load_rows(B_ptr, first, by, 0, n, n0, NB, N, G)
+    for i in range(groups - 1):
+        b_soon = load_rows(B_ptr, first, by, (i + 1) * G, n, n0, NB, N, G)
+        x_later = load_tokens(x_ptr, E, first, by, (i + 2) * G, n, d, E, G, True)
+        dt_later = load_tokens(dt_ptr, E, first, by, (i + 2) * G, n, d, E, G, True)
+        keep(scratch, i, h, J, LANES)
+        for g in tl.static_range(G):
+            step = make_step(dt[g].to(tl.float32), bias, SOFTPLUS)
+            u = step * x[g].to(tl.float32)
+            after = ()
+            for j in tl.static_range(J):
+                after = after + (tl.exp2(step * A[j]) * h[j] + u * b[g * J + j],)
+            h = after
+        b = b_soon
+        x = x_soon
+        dt = dt_soon
+        x_soon = x_later
+        dt_soon = dt_later
+    return h
+
+
+@triton.jit
 def gradient_walk(
     x_ptr, dt_ptr, z_ptr, z_stride, grad_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, check_ptr, scratch,
     gx_ptr, gdt_ptr, gz_ptr, gB_ptr, gC_ptr, gA_ptr, gD_ptr, gbias_ptr, carry,
-    slot, s, bos, start, stop, d, E, n0,
+    s, bos, start, stop, reverse, limit_x, limit_dt, limit_z, d, E, n0,
     NB: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, G: tl.constexpr, CHUNK: tl.constexpr,
-    REVERSE: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
-    SOFTPLUS: tl.constexpr, PRECISION: tl.constexpr, ADD_X: tl.constexpr, ADD_DT: tl.constexpr, ADD_Z: tl.constexpr,
-    ADD_B: tl.constexpr, ADD_C: tl.constexpr, FIRST: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr,
+    PRECISION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """One direction over one span, with states ``n0`` to ``n0 + NB``. ``carry`` is the gradient that reaches the span's
-    last state from behind; returns the one that leaves its first state."""
+    last state from behind; returns the one that leaves its first state. ``limit_*`` is E where something is there to
+    be added to, else 0.
+
+    Memory operations stay in program order, and even what the first cache holds comes back behind what it does not: all
+    loads stand as early as registers allow.
+    """
     J: tl.constexpr = NB // 4
-    COLUMNS: tl.constexpr = 32 if NB > 16 else 16
     live = d < E
     A = load_decay(A_ptr, d, live, n0, NB, N)
     skip = tl.zeros([LANES, 1], tl.float32)
@@ -118,73 +181,53 @@ def gradient_walk(
         sum_A = sum_A + (tl.zeros([LANES, 4], tl.float32),)
     sum_D = tl.zeros([LANES, 1], tl.float32)
     sum_bias = tl.zeros([LANES, 1], tl.float32)
-    state = state_of_column(COLUMNS)[:, None]
+    state = state_of_column()[:, None]
     column = tl.arange(0, 8)[None, :]
     first_chunk = (start - bos) // CHUNK
     chunks = (stop - start + CHUNK - 1) // CHUNK
+    by = 1 - 2 * reverse
     for k in range(chunks):
-        if REVERSE:
-            index = k
-        else:
-            index = chunks - 1 - k
+        index = tl.where(reverse > 0, k, chunks - 1 - k)
         low = index * CHUNK
         n = tl.minimum(low + CHUNK, stop - start) - low
-        if REVERSE:
-            first = low + n - 1
-            by = -1
-        else:
-            first = low
-            by = 1
+        first = tl.where(reverse > 0, low + n - 1, low)
         groups = (n + G - 1) // G
         h = load_states(check_ptr, row_of_states(bos // CHUNK + s + first_chunk + index, d, E, N), live, n0, NB, N)
-        for i in range(groups - 1):
-            keep(scratch, i, h, J, LANES)
-            raws = ()
-            for g in tl.static_range(G):
-                here = (first + by * (i * G + g)) * E + d
-                mask = d < E
-                raws = raws + (
-                    tl.load(x_ptr + here, mask=mask, other=0.0),
-                    tl.load(dt_ptr + here, mask=mask, other=0.0),
-                )
-            for g in tl.static_range(G):
-                b = load_row(B_ptr, (first + by * (i * G + g)) * N, n0, NB, N)
-                step = make_step(raws[2 * g + 1].to(tl.float32), bias, SOFTPLUS)
-                u = step * raws[2 * g].to(tl.float32)
-                after = ()
-                for j in tl.static_range(J):
-                    after = after + (tl.exp2(step * A[j]) * h[j] + u * b[j],)
-                h = after
+        h = with_scan(
+            x_ptr, dt_ptr, B_ptr, scratch, h, A, bias, first, by, n, groups, d, E, n0, NB, N, LANES, G, SOFTPLUS
+        )  # fmt: skip
+        at = (groups - 1) * G
+        x = load_tokens(x_ptr, E, first, by, at, n, d, E, G, True)
+        dt = load_tokens(dt_ptr, E, first, by, at, n, d, E, G, True)
+        grad = load_tokens(grad_ptr, E, first, by, at, n, d, E, G, True)
+        z = load_tokens(z_ptr, z_stride, first, by, at, n, d, E, G, HAS_Z)
+        earlier_x = load_earlier(gx_ptr, first, by, at, n, d, limit_x, E, G, ADD)
+        earlier_dt = load_earlier(gdt_ptr, first, by, at, n, d, limit_dt, E, G, ADD)
+        earlier_z = load_earlier(gz_ptr, first, by, at, n, d, limit_z, E, G, ADD and HAS_Z)
+        b = load_rows(B_ptr, first, by, at, n, n0, NB, N, G)
         tl.debug_barrier()
         for i in range(groups):
             group = groups - 1 - i
-            if i > 0:
-                h = recall(scratch, group, J, LANES)
-            xs = ()
-            raw = ()
-            grads = ()
-            zs = ()
-            for g in tl.static_range(G):
-                inside = n > group * G + g
-                mask = among(d, E, inside)
-                t = first + by * tl.minimum(group * G + g, n - 1)
-                xs = xs + (tl.load(x_ptr + t * E + d, mask=mask, other=0.0),)
-                raw = raw + (tl.load(dt_ptr + t * E + d, mask=mask, other=0.0),)
-                grads = grads + (tl.load(grad_ptr + t * E + d, mask=mask, other=0.0),)
-                if HAS_Z:
-                    zs = zs + (tl.load(z_ptr + t * z_stride + d, mask=mask, other=0.0),)
+            at = group * G
+            c = load_rows(C_ptr, first, by, at + G - 1, n, n0, NB, N, 1)
+            x_next = load_tokens(x_ptr, E, first, by, at - G, n, d, E, G, True)
+            dt_next = load_tokens(dt_ptr, E, first, by, at - G, n, d, E, G, True)
+            grad_next = load_tokens(grad_ptr, E, first, by, at - G, n, d, E, G, True)
+            z_next = load_tokens(z_ptr, z_stride, first, by, at - G, n, d, E, G, HAS_Z)
+            earlier_x_next = load_earlier(gx_ptr, first, by, at - G, n, d, limit_x, E, G, ADD)
+            earlier_dt_next = load_earlier(gdt_ptr, first, by, at - G, n, d, limit_dt, E, G, ADD)
+            earlier_z_next = load_earlier(gz_ptr, first, by, at - G, n, d, limit_z, E, G, ADD and HAS_Z)
             # With the scan: states before each token, and decays.
             states = ()
             decays = ()
             steps = ()
             inputs = tl.zeros([LANES, 8], tl.float32)
             for g in tl.static_range(G):
-                t = first + by * tl.minimum(group * G + g, n - 1)
-                b = load_row(B_ptr, t * N, n0, NB, N)
-                step = make_step(raw[g].to(tl.float32), bias, SOFTPLUS)
-                # Tokens beyond the chunk do nothing.
-                step = tl.where(n > group * G + g, step, 0.0)
-                u = step * xs[g].to(tl.float32)
+                step = make_step(dt[g].to(tl.float32), bias, SOFTPLUS)
+                # Tokens and channels beyond the last do nothing.
+                mask = d < tl.where(n > at + g, E, 0)
+                step = tl.where(mask, step, 0.0)
+                u = step * x[g].to(tl.float32)
                 steps = steps + (step,)
                 inputs += tl.where(column == g, u, 0.0)
                 after = ()
@@ -192,30 +235,27 @@ def gradient_walk(
                     a = tl.exp2(step * A[j])
                     states = states + (h[j],)
                     decays = decays + (a,)
-                    after = after + (a * h[j] + u * b[j],)
+                    after = after + (a * h[j] + u * b[g * J + j],)
                 h = after
             outs = tl.zeros([LANES, 8], tl.float32)
             dys = ()
             gates = ()
             for g in tl.static_range(G):
-                dy = grads[g].to(tl.float32)
+                dy = tl.where(d < tl.where(n > at + g, E, 0), grad[g].to(tl.float32), 0.0)
                 if HAS_Z:
-                    z = zs[g].to(tl.float32)
-                    gate = sigmoid(z)
-                    gates = gates + (dy * gate * (1.0 + z * (1.0 - gate)),)
-                    dy *= z * gate
+                    zg = z[g].to(tl.float32)
+                    gate = sigmoid(zg)
+                    gates = gates + (dy * gate * (1.0 + zg * (1.0 - gate)),)
+                    dy *= zg * gate
                 dys = dys + (dy,)
                 outs += tl.where(column == g, dy, 0.0)
             # Against the scan.
-            sum_B = tl.zeros([COLUMNS, 8], tl.float32)
-            sum_C = tl.zeros([COLUMNS, 8], tl.float32)
+            sum_B = tl.zeros([16, 8], tl.float32)
+            sum_C = tl.zeros([16, 8], tl.float32)
+            b_here = b[(G - 1) * J : G * J]
             for g in tl.static_range(G - 1, -1, -1):
-                inside = n > group * G + g
-                mask = among(d, E, inside)
-                t = first + by * tl.minimum(group * G + g, n - 1)
-                b = load_row(B_ptr, t * N, n0, NB, N)
-                c = load_row(C_ptr, t * N, n0, NB, N)
-                x = xs[g].to(tl.float32)
+                mask = d < tl.where(n > at + g, E, 0)
+                xg = x[g].to(tl.float32)
                 along_b = tl.zeros([LANES, 4], tl.float32)
                 along_a = tl.zeros([LANES, 4], tl.float32)
                 along_c = tl.zeros([LANES, 4], tl.float32)
@@ -226,7 +266,7 @@ def gradient_walk(
                     a = decays[g * J + j]
                     adjoint = carry[j] + dys[g] * c[j]
                     through = adjoint * (a * states[g * J + j])
-                    along_b += adjoint * b[j]
+                    along_b += adjoint * b_here[j]
                     along_a += through * A[j]
                     along_c += h[j] * c[j]
                     sums = sums + (sum_A[j] + through * steps[g],)
@@ -234,129 +274,73 @@ def gradient_walk(
                     reach = reach + (adjoint,)
                 sum_A = sums
                 carry = before
+                # Their registers are free now; the tensor cores' work hides the way.
+                if g > 0:
+                    c = load_rows(C_ptr, first, by, at + g - 1, n, n0, NB, N, 1)
+                    b_here = load_rows(B_ptr, first, by, at + g - 1, n, n0, NB, N, 1)
+                else:
+                    b = load_rows(B_ptr, first, by, at - G, n, n0, NB, N, G)
+                    recalled = recall(scratch, tl.maximum(group - 1, 0), J, LANES)
                 sum_B = tl.where(column == g, over_channels(reach, inputs, J, LANES, PRECISION), sum_B)
                 sum_C = tl.where(column == g, over_channels(h, outs, J, LANES, PRECISION), sum_C)
                 to_b = tl.sum(along_b, axis=1, keep_dims=True)
-                dstep = x * to_b + tl.sum(along_a, axis=1, keep_dims=True) * LN2
+                dstep = xg * to_b + tl.sum(along_a, axis=1, keep_dims=True) * LN2
                 if SOFTPLUS:
-                    dstep *= sigmoid(raw[g].to(tl.float32) + bias)
-                dstep = tl.where(inside, dstep, 0.0)
+                    dstep *= sigmoid(dt[g].to(tl.float32) + bias)
+                dstep = tl.where(mask, dstep, 0.0)
                 sum_bias += dstep
-                sum_D += dys[g] * x
-                here = t * E + d
-                put(gx_ptr, here, steps[g] * to_b + skip * dys[g], mask, ADD_X)
-                put(gdt_ptr, here, dstep, mask, ADD_DT)
+                sum_D += dys[g] * xg
+                here = (first + by * tl.minimum(at + g, n - 1)) * E + d
+                put(gx_ptr, here, steps[g] * to_b + skip * dys[g], earlier_x[g], mask, ADD)
+                put(gdt_ptr, here, dstep, earlier_dt[g], mask, ADD)
                 if HAS_Z:
-                    y = tl.sum(along_c, axis=1, keep_dims=True) + skip * x
-                    put(gz_ptr, here, gates[g] * y, mask, ADD_Z)
-                earlier = ()
-                for j in tl.static_range(J):
-                    earlier = earlier + (states[g * J + j],)
-                h = earlier
+                    y = tl.sum(along_c, axis=1, keep_dims=True) + skip * xg
+                    put(gz_ptr, here, gates[g] * y, earlier_z[g], mask, ADD)
+                h = states[g * J : g * J + J]
             # Columns are the group's tokens.
-            there = (column < tl.minimum(G, n - group * G)) & (state < NB) & (n0 + state < N)
-            token = (first + by * (group * G + column)) * N + n0 + state
-            put(gB_ptr, token, sum_B, there, ADD_B)
-            put(gC_ptr, token, sum_C, there, ADD_C)
+            there = (column < tl.minimum(G, n - at)) & (state < NB) & (n0 + state < N)
+            token = (first + by * (at + column)) * N + n0 + state
+            tl.store(gB_ptr + token, sum_B.to(gB_ptr.dtype.element_ty), mask=there)
+            tl.store(gC_ptr + token, sum_C.to(gC_ptr.dtype.element_ty), mask=there)
+            x = x_next
+            dt = dt_next
+            grad = grad_next
+            z = z_next
+            earlier_x = earlier_x_next
+            earlier_dt = earlier_dt_next
+            earlier_z = earlier_z_next
+            h = ()
+            for j in tl.static_range(J):
+                h = h + (recalled[j].to(tl.float32),)
         tl.debug_barrier()
-    at = row_of_states(slot, d, E, N)
-    store_states(gA_ptr, at, sum_A, live, n0, NB, N)
-    row = slot.to(tl.int64) * E + d
+    store_states(gA_ptr, d * N, sum_A, live, n0, NB, N)
     if HAS_D:
-        tl.store(gD_ptr + row, sum_D, mask=live)
-    put(gbias_ptr, row, sum_bias, live, not FIRST)
+        tl.store(gD_ptr + d, sum_D, mask=live)
+    if n0 > 0:
+        sum_bias += tl.load(gbias_ptr + d, mask=live, other=0.0)
+    tl.store(gbias_ptr + d, sum_bias, mask=live)
     return carry
-
-
-@triton.jit
-def nothing(gA_ptr, gD_ptr, gbias_ptr, slot, d, E, N: tl.constexpr):
-    """What a slot that no span uses adds to the sums over slots."""
-    zero = (tl.zeros([d.shape[0], 4], tl.float32),)
-    for n0 in tl.static_range(0, N, 4):
-        store_states(gA_ptr, row_of_states(slot, d, E, N), zero, d < E, n0, 4, N)
-    row = slot.to(tl.int64) * E + d
-    tl.store(gD_ptr + row, tl.zeros([d.shape[0], 1], tl.float32), mask=d < E)
-    tl.store(gbias_ptr + row, tl.zeros([d.shape[0], 1], tl.float32), mask=d < E)
-
-
-@triton.jit(do_not_specialize=["S", "rounds", "items", "T"])
-def gradients(
-    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, grad_ptr, check_ptr, carry_ptr, end_ptr, start_ptr,
-    gx_ptr, gdt_ptr, gB_ptr, gC_ptr, gA_ptr, gD_ptr, gbias_ptr,
-    x2_ptr, dt2_ptr, A2_ptr, B2_ptr, C2_ptr, D2_ptr, bias2_ptr, grad2_ptr, check2_ptr, carry2_ptr, end2_ptr, start2_ptr,
-    gx2_ptr, gdt2_ptr, gB2_ptr, gC2_ptr, gA2_ptr, gD2_ptr, gbias2_ptr,
-    z_ptr, gz_ptr, cu_ptr, scratch_ptr, z_stride, T, E, S, rounds, span, blocks, items, n0,
-    NB: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, G: tl.constexpr, CHUNK: tl.constexpr,
-    WAYS: tl.constexpr, CUT: tl.constexpr, HAS_END: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, PRECISION: tl.constexpr, ADD_X: tl.constexpr,
-    ADD_DT: tl.constexpr, ADD_B: tl.constexpr, ADD_C: tl.constexpr, FIRST: tl.constexpr,
-):  # fmt: skip
-    """All gradients. Programs stay and take every so-manieth item, a span and a block of channels, to share little
-    scratch memory.
-
-    ``gB``, ``gC`` are (channel blocks, T, N) and ``gA``, ``gD``, ``gbias`` are (slots, ...): added up afterwards, in an
-    order that does not change. ADD_*: the directions share this argument, and the second adds to what the first left.
-    States ``n0`` to ``n0 + NB`` only; FIRST of the launches that share the states.
-    """
-    lane = tl.arange(0, LANES)[:, None]
-    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // G * LANES * NB)
-    for item in range(tl.program_id(0), items, tl.num_programs(0)):
-        slot = item // blocks
-        block = item % blocks
-        s, bos, eos, start, stop = find_span(cu_ptr, slot, S, rounds, span)
-        d = block * LANES + lane
-        rows = block.to(tl.int64) * T * N
-        if start > stop:
-            if WAYS != "reverse":
-                nothing(gA_ptr, gD_ptr, gbias_ptr, slot, d, E, N)
-            if WAYS != "forward":
-                nothing(gA2_ptr, gD2_ptr, gbias2_ptr, slot, d, E, N)
-        else:
-            if WAYS != "reverse":
-                gradients_of_way(
-                    x_ptr, dt_ptr, z_ptr, z_stride, grad_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, check_ptr, scratch,
-                    carry_ptr, end_ptr, start_ptr, gx_ptr, gdt_ptr, gz_ptr, gB_ptr + rows, gC_ptr + rows, gA_ptr,
-                    gD_ptr, gbias_ptr, slot, s, bos, eos, start, stop, d, E, n0, NB, N, LANES, G, CHUNK, False, CUT,
-                    HAS_END, HAS_START, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, PRECISION, False, False, False, False, False,
-                    FIRST,
-                )  # fmt: skip
-            if WAYS == "both":
-                tl.debug_barrier()
-            if WAYS != "forward":
-                gradients_of_way(
-                    x2_ptr, dt2_ptr, z_ptr, z_stride, grad2_ptr, A2_ptr, B2_ptr, C2_ptr, D2_ptr, bias2_ptr, check2_ptr,
-                    scratch, carry2_ptr, end2_ptr, start2_ptr, gx2_ptr, gdt2_ptr, gz_ptr, gB2_ptr + rows,
-                    gC2_ptr + rows, gA2_ptr, gD2_ptr, gbias2_ptr, slot, s, bos, eos, start, stop, d, E, n0, NB, N,
-                    LANES, G, CHUNK, True, CUT, HAS_END, HAS_START, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, PRECISION, ADD_X,
-                    ADD_DT, WAYS == "both", ADD_B, ADD_C, FIRST,
-                )  # fmt: skip
 
 
 @triton.jit
 def gradients_of_way(
     x_ptr, dt_ptr, z_ptr, z_stride, grad_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, check_ptr, scratch,
     carry_ptr, end_ptr, start_ptr, gx_ptr, gdt_ptr, gz_ptr, gB_ptr, gC_ptr, gA_ptr, gD_ptr, gbias_ptr,
-    slot, s, bos, eos, start, stop, d, E, n0,
+    slot, s, bos, eos, start, stop, reverse, limit_x, limit_dt, limit_z, d, E, n0,
     NB: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, G: tl.constexpr, CHUNK: tl.constexpr,
-    REVERSE: tl.constexpr, CUT: tl.constexpr, HAS_END: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, PRECISION: tl.constexpr, ADD_X: tl.constexpr,
-    ADD_DT: tl.constexpr, ADD_Z: tl.constexpr, ADD_B: tl.constexpr, ADD_C: tl.constexpr,
-    FIRST: tl.constexpr,
+    CUT: tl.constexpr, HAS_END: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """One direction over one span, from the gradient that reaches it to the one that leaves it."""
-    if REVERSE:
-        begins = stop == eos
-        ends = start == bos
-    else:
-        begins = start == bos
-        ends = stop == eos
+    # The walk begins at a segment's first token in its own direction, and ends at its last.
+    begins = tl.where(reverse > 0, (stop == eos).to(tl.int32), (start == bos).to(tl.int32))
+    ends = tl.where(reverse > 0, (start == bos).to(tl.int32), (stop == eos).to(tl.int32))
     origin = row_of_states(s, d, E, N)
-    carried = row_of_states(slot, d, E, N)
     carry = ()
     if HAS_END:
-        final = load_states(end_ptr, origin, among(d, E, ends), n0, NB, N)
+        final = load_states(end_ptr, origin, d < E * ends, n0, NB, N)
     if CUT:
-        later = load_states(carry_ptr, carried, among(d, E, ends == 0), n0, NB, N)
+        later = load_states(carry_ptr, row_of_states(slot, d, E, N), d < E * (1 - ends), n0, NB, N)
     for j in tl.static_range(NB // 4):
         one = tl.zeros([LANES, 4], tl.float32)
         if HAS_END:
@@ -364,12 +348,73 @@ def gradients_of_way(
         if CUT:
             one += later[j]
         carry = carry + (one,)
+    row = slot.to(tl.int64) * E
     carry = gradient_walk(
         x_ptr, dt_ptr, z_ptr, z_stride, grad_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, check_ptr, scratch,
-        gx_ptr, gdt_ptr, gz_ptr, gB_ptr, gC_ptr, gA_ptr, gD_ptr, gbias_ptr, carry, slot, s, bos, start, stop, d, E,
-        n0, NB, N, LANES, G, CHUNK, REVERSE, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, PRECISION, ADD_X or not FIRST,
-        ADD_DT or not FIRST, ADD_Z or not FIRST, ADD_B, ADD_C, FIRST,
+        gx_ptr, gdt_ptr, gz_ptr, gB_ptr, gC_ptr, gA_ptr + row * N, gD_ptr + row, gbias_ptr + row, carry, s, bos, start,
+        stop, reverse, limit_x, limit_dt, limit_z, d, E, n0, NB, N, LANES, G, CHUNK, HAS_BIAS, HAS_D,
+        HAS_Z, SOFTPLUS, PRECISION, ADD,
     )  # fmt: skip
     if HAS_START:
-        if begins:
+        if begins > 0:
             store_states(start_ptr, origin, carry, d < E, n0, NB, N)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "T", "S", "rounds", "span", "blocks", "slots", "checks", "items", "passes", "turned", "share_x", "share_dt"
+    ]
+)  # fmt: skip
+def gradients(
+    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, grad_ptr, gx_ptr, gdt_ptr,
+    x2_ptr, dt2_ptr, A2_ptr, B2_ptr, C2_ptr, D2_ptr, bias2_ptr, grad2_ptr, gx2_ptr, gdt2_ptr,
+    gB_ptr, gC_ptr, check_ptr, carry_ptr, end_ptr, start_ptr, gA_ptr, gD_ptr, gbias_ptr, z_ptr, gz_ptr, cu_ptr,
+    scratch_ptr, ticket_ptr, z_stride, T, E, S, rounds, span, slots, checks, blocks, items, passes, turned, share_x,
+    share_dt, n0,
+    NB: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, G: tl.constexpr, CHUNK: tl.constexpr,
+    CUT: tl.constexpr, HAS_END: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_D: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    """All gradients. Programs stay and draw one item after the other, a span and a block of channels, to share little
+    scratch memory; a counter hands items out, since slots that no span uses cost nothing.
+
+    ``gB``, ``gC`` are (passes, blocks, T, N) and ``gA``, ``gD``, ``gbias`` are (passes, slots, ...), zero at first:
+    added up afterwards, in an order that does not change. ``share_*``: the second direction adds to what the first
+    left. ``turned``: the first one is the reverse. ADD: somebody adds. States ``n0`` to ``n0 + NB`` only.
+    """
+    lane = tl.arange(0, LANES)[:, None]
+    scratch = scratch_ptr + tl.program_id(0).to(tl.int64) * (CHUNK // G * LANES * NB)
+    # Launches after the first add to what those before left.
+    again = (n0 > 0).to(tl.int32)
+    item = tl.atomic_add(ticket_ptr, 1)
+    while item < items:
+        slot = item // blocks
+        block = item % blocks
+        s, bos, eos, start, stop = find_span(cu_ptr, slot, S, rounds, span)
+        d = block * LANES + lane
+        if start <= stop:
+            for way in range(passes):
+                x, dt, A, B, C, D = x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr
+                bias, grad, gx, gdt = bias_ptr, grad_ptr, gx_ptr, gdt_ptr
+                if way > 0:
+                    x, dt, A, B, C = x2_ptr, dt2_ptr, A2_ptr, B2_ptr, C2_ptr
+                    grad, gx, gdt = grad2_ptr, gx2_ptr, gdt2_ptr
+                    if HAS_D:
+                        D = D2_ptr
+                    if HAS_BIAS:
+                        bias = bias2_ptr
+                spans = (way * slots).to(tl.int64) * E
+                segments = (way * S).to(tl.int64) * E * N
+                rows = (way * blocks + block).to(tl.int64) * T * N
+                tl.debug_barrier()
+                gradients_of_way(
+                    x, dt, z_ptr, z_stride, grad, A, B, C, D, bias,
+                    check_ptr + (way * checks).to(tl.int64) * E * N, scratch,
+                    carry_ptr + spans * N if CUT else carry_ptr, end_ptr + segments if HAS_END else end_ptr,
+                    start_ptr + segments if HAS_START else start_ptr, gx, gdt, gz_ptr, gB_ptr + rows, gC_ptr + rows,
+                    gA_ptr + spans * N, gD_ptr + spans, gbias_ptr + spans, slot, s, bos, eos, start, stop,
+                    tl.maximum(way, turned), E * tl.maximum(way * share_x, again),
+                    E * tl.maximum(way * share_dt, again), E * tl.maximum(way, again), d, E, n0, NB, N, LANES, G, CHUNK,
+                    CUT, HAS_END, HAS_START, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, PRECISION, ADD,
+                )  # fmt: skip
+        item = tl.atomic_add(ticket_ptr, 1)

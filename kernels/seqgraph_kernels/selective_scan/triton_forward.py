@@ -59,10 +59,10 @@ def walk(
 ):  # fmt: skip
     """One direction over one span, with states ``n0`` to ``n0 + NB``; returns the states after it.
 
-    Tokens come in groups of ``G``. While one group is worked on, the next one's x, dt and z are on their way, and the
-    rows of B and C after it into the first cache. A token's output is stored after the next one's loads: Triton keeps
-    loads and stores in order, and a store waits for its value. ADD adds to what ``out`` holds, HAS_Z gates; SAVE keeps
-    the state that each chunk starts from.
+    Tokens come in groups of ``G``. While one group is worked on, the next two's x, dt and z are on their way, and the
+    rows of B and C of the second into the first cache. A token's output is stored after the next one's loads: Triton
+    keeps loads and stores in order, and a store waits for its value. ADD adds to what ``out`` holds, HAS_Z gates; SAVE
+    keeps the state that each chunk starts from.
     """
     J: tl.constexpr = (NB + 3) // 4
     A = ()
@@ -108,14 +108,15 @@ def walk(
             first = low
             by = 1
         group = load_group(x_ptr, dt_ptr, z_ptr, z_stride, out_ptr, first, by, 0, n, d, E, M, G, EVEN, HAS_Z, ADD)
+        group_next = load_group(x_ptr, dt_ptr, z_ptr, z_stride, out_ptr, first, by, G, n, d, E, M, G, EVEN, HAS_Z, ADD)
         touched_b = touch(B_ptr, first, by, G, n, N, G)
         touched_c = touch(C_ptr, first, by, G, n, N, G)
         y = ()
         for _m in tl.static_range(M):
             y = y + (tl.zeros([d.shape[0], 1], tl.float32),)
         for i in range(0, n, G):
-            group_next = load_group(
-                x_ptr, dt_ptr, z_ptr, z_stride, out_ptr, first, by, i + G, n, d, E, M, G, EVEN, HAS_Z, ADD
+            group_later = load_group(
+                x_ptr, dt_ptr, z_ptr, z_stride, out_ptr, first, by, i + 2 * G, n, d, E, M, G, EVEN, HAS_Z, ADD
             )  # fmt: skip
             seen = tl.maximum(seen, tl.maximum(touched_b, touched_c))
             touched_b = touch(B_ptr, first, by, i + 2 * G, n, N, G)
@@ -151,6 +152,7 @@ def walk(
                     y = y + (total,)
                 h = after
             group = group_next
+            group_next = group_later
         # What the last group's last token left, if there was one.
         mask = among(d, E, (n > 0) & (n % G == 0))
         store_channels(out_ptr, (first + by * (n - 1)) * E + d, y, mask, M)
@@ -211,12 +213,12 @@ def one_way(
             store_states(end_ptr, row_of_states(s, d + m, E, N), h[m * J : m * J + J], d + m < E, n0, NB, N)
 
 
-@triton.jit(do_not_specialize=["S", "rounds"])
+@triton.jit(do_not_specialize=["S", "rounds", "span", "chunk", "blocks"])
 def outputs(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, start_ptr, carry_ptr, check_ptr, end_ptr, out_ptr,
     x2_ptr, dt2_ptr, A2_ptr, B2_ptr, C2_ptr, D2_ptr, bias2_ptr, start2_ptr, carry2_ptr, check2_ptr, end2_ptr, out2_ptr,
     z_ptr, cu_ptr, sink_ptr, z_stride, E, S, rounds, span, chunk, blocks, n0,
-    NB: tl.constexpr, N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, EVEN: tl.constexpr,
+    LANES: tl.constexpr, NB: tl.constexpr, N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, EVEN: tl.constexpr,
     WAYS: tl.constexpr, STACKED: tl.constexpr, CUT: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, SAVE: tl.constexpr,
     FIRST: tl.constexpr, LAST: tl.constexpr,
@@ -227,7 +229,7 @@ def outputs(
     States ``n0`` to ``n0 + NB`` only; FIRST and LAST of the launches that share the states.
     """
     slot = tl.program_id(0) // blocks
-    d = (tl.program_id(0) % blocks) * (32 * M) + M * tl.arange(0, 32)[:, None]
+    d = (tl.program_id(0) % blocks) * (LANES * M) + M * tl.arange(0, LANES)[:, None]
     s, bos, eos, start, stop = find_span(cu_ptr, slot, S, rounds, span)
     if start <= stop:
         if WAYS != "reverse":

@@ -88,10 +88,11 @@ def local_walk(
         first = n * 0
         by = 1
     group = load_group(x_ptr, dt_ptr, z_ptr, z_stride, first, by, 0, n, d, E, M, G, EVEN, HAS_Z)
+    group_next = load_group(x_ptr, dt_ptr, z_ptr, z_stride, first, by, G, n, d, E, M, G, EVEN, HAS_Z)
     touched = touch(B_ptr, first, by, G, n, N, G)
     seen = tl.zeros([1, triton.next_power_of_2(G * N)], tl.float32)
     for i in range(0, n, G):
-        group_next = load_group(x_ptr, dt_ptr, z_ptr, z_stride, first, by, i + G, n, d, E, M, G, EVEN, HAS_Z)
+        group_later = load_group(x_ptr, dt_ptr, z_ptr, z_stride, first, by, i + 2 * G, n, d, E, M, G, EVEN, HAS_Z)
         seen = tl.maximum(seen, touched)
         touched = touch(B_ptr, first, by, i + 2 * G, n, N, G)
         for g in tl.static_range(G):
@@ -127,6 +128,7 @@ def local_walk(
             product = product_next
             steps = summed
         group = group_next
+        group_next = group_later
     # Nobody reads it; it keeps the early reads alive.
     tl.store(sink_ptr + tl.arange(0, triton.next_power_of_2(G * N))[None, :], seen)
     for m in tl.static_range(M):
@@ -140,12 +142,12 @@ def local_walk(
             tl.store(other_sum_ptr + row, steps[m], mask=live)
 
 
-@triton.jit(do_not_specialize=["S", "rounds"])
+@triton.jit(do_not_specialize=["S", "rounds", "span", "blocks"])
 def local_states(
     x_ptr, dt_ptr, A_ptr, B_ptr, bias_ptr, local_ptr, sum_ptr,
     x2_ptr, dt2_ptr, A2_ptr, B2_ptr, bias2_ptr, local2_ptr, sum2_ptr,
     z_ptr, cu_ptr, sink_ptr, z_stride, E, S, rounds, span, blocks, n0,
-    NB: tl.constexpr, N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, EVEN: tl.constexpr,
+    LANES: tl.constexpr, NB: tl.constexpr, N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, EVEN: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, ADJOINT: tl.constexpr, WAYS: tl.constexpr,
     PAIRED: tl.constexpr,
 ):  # fmt: skip
@@ -155,7 +157,7 @@ def local_states(
     that a walk visits has nobody to tell.
     """
     slot = tl.program_id(0) // blocks
-    d = (tl.program_id(0) % blocks) * (32 * M) + M * tl.arange(0, 32)[:, None]
+    d = (tl.program_id(0) % blocks) * (LANES * M) + M * tl.arange(0, LANES)[:, None]
     _s, bos, eos, start, stop = find_span(cu_ptr, slot, S, rounds, span)
     # The direction that goes up the tokens and the one that goes down; adjoint walks go against their direction.
     if PAIRED:
@@ -191,7 +193,7 @@ def local_states(
                 )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["S"])
+@triton.jit(do_not_specialize=["S", "span", "blocks"])
 def carry_states(
     A_ptr, local_ptr, sum_ptr, first_ptr, A2_ptr, local2_ptr, sum2_ptr, first2_ptr,
     cu_ptr, E, S, span, blocks,
