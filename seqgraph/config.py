@@ -53,6 +53,7 @@ class TrainConfig(BaseModel):
     Attributes:
         epochs: passes over the training split.
         max_steps: stop after this many steps, if that is sooner.
+        weights: start from those of a run, a checkpoint or other software's file instead of anew.
         lr: peak learning rate of AdamW.
         min_lr: learning rate at the end of the cosine or linear schedule.
         weight_decay: decoupled; not applied to biases, norms and parameters flagged ``_no_weight_decay``.
@@ -79,6 +80,7 @@ class TrainConfig(BaseModel):
 
     epochs: PositiveInt = 100
     max_steps: PositiveInt | None = None
+    weights: str | None = None
     lr: PositiveFloat = 1e-3
     min_lr: NonNegativeFloat = 0.0
     weight_decay: NonNegativeFloat = 0.01

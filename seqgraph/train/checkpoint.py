@@ -198,13 +198,19 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_state(model: nn.Module, file: Path) -> None:
+def load_state(model: nn.Module, file: Path, state: Mapping[str, Tensor] | None = None) -> None:
     """Load weights strictly: every tensor there, none left over, every shape right.
+
+    Args:
+        model: takes them.
+        file: where they are, or came from.
+        state: the tensors, if they have been read.
 
     Raises:
         CheckpointError: with the names that do not fit.
     """
-    state, own = read_tensors(file), model.state_dict()
+    state = read_tensors(file) if state is None else state
+    own = model.state_dict()
     missing, left = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [
         f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"

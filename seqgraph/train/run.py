@@ -24,6 +24,7 @@ from seqgraph.train.evaluation import evaluate_task
 from seqgraph.train.state import Interrupted, seed_everything
 from seqgraph.train.store import RunFolder
 from seqgraph.train.task import Dataset, Task
+from seqgraph.train.weights import start_from
 
 SUMMARY = "summary.json"
 
@@ -219,10 +220,12 @@ def _train_one(
             f"{path} has {behind} epochs behind it; train.epochs={config.train.epochs} is fewer",
             "leave train.epochs as it was, or raise it",
         )
-    folder.begin()
-    _introduce(console, config, facts, device_type(config.train), seed, path)
     if state is not None:
         _load_weights(task, path / "last")
+    elif config.train.weights is not None:
+        start_from(task, config.train.weights, {"name": config.model.name, **fields})
+    folder.begin()
+    _introduce(console, config, facts, device_type(config.train), seed, path)
     progress = fit(
         task, data, config.train, seed=seed, folder=folder, console=console, state=state, stop_after=stop_after
     )

@@ -86,6 +86,11 @@ class Task(nn.Module):
     def setup(self, data: Dataset) -> None:
         """Called once before training with the data (target statistics, item counts). Must be idempotent."""
 
+    def adapt_weights(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What to make of the tensors of ``train.weights`` before they are loaded into the model: rows of new tokens,
+        a head for another number of classes. What does not fit afterwards is refused."""
+        return state
+
     def training_step(self, batch: Any) -> dict[str, Tensor]:
         """One batch forward. Returns {"loss": scalar with gradient, "size": items the loss is a mean over, ...};
         other scalars are logged."""
