@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from seqgraph_graph_mamba.gated_gcn import GatedGCN
-from seqgraph_graph_mamba.gather import sum_rows
+from seqgraph_graph_mamba.gather import sum_rows, take_rows
 from seqgraph_graph_mamba.norm import RowNorm
 
-Local = Literal["gated-gcn", "gin", "none"]
+Local = Literal["gated-gcn", "gin", "gcn", "none"]
 
 
 class GINE(nn.Module):
@@ -41,7 +41,7 @@ class GINE(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor, edge: Tensor) -> Tensor:
         """x (V, D), edge_index (2, M), edge (M, D) -> (V, D)."""
         source, target = edge_index
-        message = torch.relu(x[source] + self.edge(edge))
+        message = torch.relu(take_rows(x, source) + self.edge(edge))
         return self.mlp((1 + self.eps) * x + sum_rows(message, target, len(x)))
 
 
@@ -69,7 +69,7 @@ class GCN(nn.Module):
         """x (V, D), edge_index (2, M), edge (M, D) -> (V, D)."""
         source, target = edge_index
         x = self.linear(x)
-        message = torch.relu(x[source] + edge)
+        message = torch.relu(take_rows(x, source) + edge)
         if not self.normalize:
             return sum_rows(message, target, len(x)) + self.bias
         degree = 1 + sum_rows(self.bias.new_ones(len(target)), target, len(x))
@@ -90,10 +90,29 @@ class ResidualGINE(nn.Module):
         return x + self.dropout(self.gine(x, edge_index, edge)), edge
 
 
+class PlainGCN(nn.Module):
+    """``dropout(relu(BN(GCN(x))))``, a layer of GCN+, the edges handed on: GCN in the place of :class:`GatedGCN`.
+
+    Without a residual, as GCN+ has it for Peptides: what it stands beside keeps the nodes.
+    """
+
+    def __init__(self, d_model: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.gcn = GCN(d_model)
+        self.norm = RowNorm(d_model)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
+        """x (V, D), edge_index (2, M), edge (M, D) -> new x (V, D), and edge as it was."""
+        return self.dropout(torch.relu(self.norm(self.gcn(x, edge_index, edge)))), edge
+
+
 def make_local(kind: Local, d_model: int, *, dropout: float = 0.0, update_edges: bool = True) -> nn.Module | None:
     """Message passing to put beside a mixer: (x, edge_index, edge) -> (x, edge); None for "none"."""
     if kind == "none":
         return None
     if kind == "gin":
         return ResidualGINE(d_model, dropout=dropout)
+    if kind == "gcn":
+        return PlainGCN(d_model, dropout=dropout)
     return GatedGCN(d_model, dropout=dropout, update_edges=update_edges)

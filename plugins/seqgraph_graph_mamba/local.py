@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqgraph_graph_mamba.convolution import Local, make_local
-from seqgraph_graph_mamba.gather import mean_rows, rank_within
+from seqgraph_graph_mamba.gather import mean_rows, rank_within, take_rows
 from seqgraph_graph_mamba.graph import GraphBatch
 from seqgraph_graph_mamba.sampling import WalkNames, sample_neighborhoods, sample_walks
 
@@ -40,11 +40,11 @@ class SubgraphTokens(nn.Module):
     ) -> Tensor:
         """h (V, D), edge (M, D) -> tokens (V, L, D), far ones first; ``names`` None draws anew, in training."""
         found = sample_neighborhoods(batch, **self.sizes, names=names, seed=seed, draw=draw)
-        x, e = h[found.node], edge[found.edge]  # (K, D), (E, D)
+        x, e = take_rows(h, found.node), take_rows(edge, found.edge)  # (K, D), (E, D)
         for layer in self.layers:
             x, e = layer(x, found.edge_index, e)
         tokens = mean_rows(x, found.token, found.num_tokens)  # (T, D)
-        return tokens[found.stream.values].view(len(h), self.length, -1)
+        return take_rows(tokens, found.stream.values).view(len(h), self.length, -1)
 
 
 class WalkTokens(nn.Module):
@@ -92,7 +92,8 @@ class WalkTokens(nn.Module):
         walks = sample_walks(batch, **self.walk, names=names, seed=seed, draw=draw)
         stream = walks.stream
         edges = nn.functional.pad(self.edge(edge), (0, 0, 0, 1))
-        step = h[stream.source] + edges[torch.where(walks.edge >= 0, walks.edge, len(edge))]
+        taken = torch.where(walks.edge >= 0, walks.edge, len(edge))
+        step = take_rows(h, stream.source) + take_rows(edges, taken)
         if self.window is not None:
             step = step + self.window(walks.features.to(self.window.weight.dtype))
         for layer in self.layers:

@@ -86,7 +86,7 @@ class GMNConfig(_MambaConfig):
     local: Literal["gin", "gated-gcn", "walk"] = "gin"
     local_layers: PositiveInt = 1
     token_layers: PositiveInt = 1
-    mpnn: Literal["gated-gcn", "gin", "none"] = "gated-gcn"
+    mpnn: Literal["gated-gcn", "gin", "gcn", "none"] = "gated-gcn"
     window: int = Field(4, ge=0)
     order: str = "degree"
     ties: Literal["canonical", "index"] = "canonical"

@@ -79,7 +79,9 @@ class Module(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; its learning rate is set before each step."""
         groups = parameter_groups(self.task, self.settings.weight_decay, self.undecayed)
-        return torch.optim.AdamW(groups, lr=self.settings.lr, betas=self.settings.betas)
+        # One launch for all parameters, where they are on a GPU.
+        fused = all(p.is_cuda for group in groups for p in group["params"]) or None
+        return torch.optim.AdamW(groups, lr=self.settings.lr, betas=self.settings.betas, fused=fused)
 
     def train_dataloader(self) -> DataLoader:
         """Asked for again at the start of each epoch: epochs differ in their number of batches."""
