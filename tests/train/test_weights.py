@@ -53,7 +53,7 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_leave_no_run(toy, toy_c
         train(wide, output=tmp_path / "second", quiet=True)
     assert "model.d_model=8" in caught.value.hint
     assert not (tmp_path / "second").exists()
-    with pytest.raises(ConfigError, match="train.weights=.*no such folder"):
+    with pytest.raises(ConfigError, match=r"train\.weights=.*no such folder"):
         train(toy_config(train__weights=str(tmp_path / "none")), output=tmp_path / "second", quiet=True)
     file = tmp_path / "other.safetensors"
     save_file({"a": torch.zeros(2)}, file)
