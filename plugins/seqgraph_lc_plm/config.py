@@ -90,6 +90,38 @@ class ProteinTableConfig(BaseModel):
     on_invalid: Literal["error", "unk", "skip"] = Field("error", description="letters that are no amino acids")
 
 
+class InteractionsConfig(BaseModel):
+    """Arguments of :class:`seqgraph_lc_plm.graph_data.Interactions`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str = Field(description="interactions: STRING's links or actions, a table of two names, or .graphml, .gml")
+    sequences: str | None = Field(None, description="FASTA file, or table of name and sequence; .graphml may hold them")
+    root: str | None = Field(None, description="folder that relative paths start from")
+    proteins: int = Field(3, ge=1, description="of a context at most")
+    walks: int = Field(16, ge=1, description="contexts that begin at each protein; an epoch has one of each")
+    p: float = Field(4.0, gt=0, description="node2vec's return parameter: small turns back often")
+    q: float = Field(1.0, gt=0, description="node2vec's in-out parameter: small leaves the neighbourhood")
+    negatives: float = Field(0.25, ge=0, le=1, description="share of contexts of proteins that do not interact")
+    singles: float = Field(0.25, ge=0, le=1, description="share of contexts of one protein")
+    max_length: int | None = Field(1022, ge=1, description="training proteins are cropped at random to it; null: whole")
+    min_score: float = Field(0.0, ge=0, description="leave out interactions with a lower score (STRING: 0 to 1000)")
+    valid_fraction: float = Field(0.05, ge=0, lt=1, description="share of the proteins")
+    test_fraction: float = Field(0.05, ge=0, lt=1, description="share of the proteins")
+    split_seed: int = Field(0, description="another number gives other splits and walks")
+    on_missing: Literal["error", "skip"] = Field("error", description="names in interactions without a sequence")
+    on_invalid: Literal["error", "unk", "skip"] = Field("error", description="letters that are no amino acids")
+
+
+class InteractionLMConfig(BaseModel):
+    """Arguments of :class:`seqgraph_lc_plm.graph_task.InteractionLM`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mask_fraction: float = Field(0.15, gt=0, le=1, description="share of the residues that are predicted")
+    eval_seed: int = Field(0, description="decides which residues are masked in evaluation")
+
+
 class MaskedLMConfig(BaseModel):
     """Arguments of :class:`seqgraph_lc_plm.task.MaskedLM`."""
 

@@ -12,6 +12,8 @@ _PRESETS = {
     "esm2-8m": "ESM-2 8M on the same data, with the same task, token budget and optimiser",
     "lc-plm-35m": "LC-PLM of ESM-2 35M's parameter count on Swiss-Prot, a GPU",
     "esm2-35m": "ESM-2 35M on the same data, with the same task, token budget and optimiser",
+    "lc-plm-g-8m": "Second stage on an interaction graph, from weights of lc-plm-8m, a GPU",
+    "lc-plm-g-sample": "Second stage of lc-plm-sample on an interaction graph of your own, two CPU cores",
     "lc-plm-753m": "The published shape on a table of your own, sharded over several GPUs",
 }
 
@@ -69,6 +71,15 @@ def seqgraph_datasets() -> Iterator[Dataset]:
         since="0.2.0",
     )
 
+    yield Dataset(
+        name="interactions",
+        domain="protein",
+        summary="Walks over an interaction graph (STRING, a list of edges, networkx) as contexts of several proteins",
+        target="seqgraph_lc_plm.graph_data:Interactions",
+        config="seqgraph_lc_plm.config:InteractionsConfig",
+        since="0.2.0",
+    )
+
 
 @hookimpl
 def seqgraph_tasks() -> Iterator[Task]:
@@ -79,6 +90,14 @@ def seqgraph_tasks() -> Iterator[Task]:
         target="seqgraph_lc_plm.task:MaskedLM",
         config="seqgraph_lc_plm.config:MaskedLMConfig",
         since="0.1.0",
+    )
+    yield Task(
+        name="interaction-lm",
+        domain="protein",
+        summary="Predict masked residues of proteins beside their neighbours: LC-PLM-G's second stage",
+        target="seqgraph_lc_plm.graph_task:InteractionLM",
+        config="seqgraph_lc_plm.config:InteractionLMConfig",
+        since="0.2.0",
     )
 
 
@@ -101,6 +120,12 @@ def seqgraph_commands() -> Iterator[Command]:
         summary="Embed the proteins of a FASTA file (esm-extract's options and files)",
         target="seqgraph_lc_plm.commands:embed",
         since="0.1.0",
+    )
+    yield Command(
+        name="embed-network",
+        summary="Embed the proteins of an interaction graph beside their neighbours, or alone",
+        target="seqgraph_lc_plm.graph_command:embed_network",
+        since="0.2.0",
     )
     yield Command(
         name="cluster-proteins",

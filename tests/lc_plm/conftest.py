@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ import torch
 from seqgraph_lc_plm.model import LcPlm
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
+_SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "protein"
+PROTEIN_DATA = Path(os.environ.get("SEQGRAPH_PROTEIN_DATA", _SHARED))
 
 
 @pytest.fixture
@@ -31,3 +35,13 @@ def tiny() -> LcPlm:
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     return model.eval()
+
+
+@pytest.fixture
+def shs27k() -> tuple[Path, Path]:
+    """Actions and sequences of SHS27k, where they are on this machine."""
+    folder = PROTEIN_DATA / "ppi_shs27k"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here: set SEQGRAPH_PROTEIN_DATA")
+    names = ("protein.actions.SHS27k.STRING.txt.gz", "protein.SHS27k.sequences.dictionary.tsv.gz")
+    return folder / names[0], folder / names[1]
