@@ -114,11 +114,11 @@ class _Call:
                         *self.pairs(
                             [w.x for w in ways], [w.dt for w in ways], [w.A for w in ways], [w.B for w in ways],
                             [w.C for w in ways], [w.D for w in ways], [w.bias for w in ways],
-                            _each(self.start, passes), _each(carry, passes), _each(chunks, passes), _each(end, passes),
-                            outs,
+                            _each(self.start, passes), _each(carry, passes, self.sink), _each(chunks, passes),
+                            _each(end, passes), outs,
                         ),
                         self.z, self.cu, self.sink, self.z_stride, E, S, self.rounds, self.span,
-                        CHUNK if save else self.span, self.blocks, n0, STACKED=args.stacked, CUT=carry is not None,
+                        CHUNK if save else self.span, self.blocks, int(self.cut), n0, STACKED=args.stacked,
                         HAS_START=self.start is not None, HAS_D=ways[0].D is not None and not n0,
                         HAS_Z=self.z is not None, SAVE=save, FIRST=not n0, LAST=last, **self.shape,
                     )  # fmt: skip
@@ -198,11 +198,11 @@ class _Call:
                             [w.x for w in ways], [w.dt for w in ways], [w.A for w in ways], [w.B for w in ways],
                             [w.C for w in ways], [w.D for w in ways], [w.bias for w in ways], grads, gx, gdt,
                         ),
-                        gB, gC, checkpoints, carry, ends, starts, gA, gD, gbias, self.z, gz, self.cu, scratch,
-                        tickets[4 * i :], self.z_stride, T, E, S, self.rounds, self.span, self.slots,
-                        checkpoints.shape[1], blocks, items, passes, int(args.direction == "reverse"),
-                        int(shared("x")), int(shared("dt")), n0, NB=NB, N=N, LANES=LANES, G=GROUP, CHUNK=CHUNK,
-                        CUT=carry is not None, HAS_END=ends is not None, HAS_START=starts is not None,
+                        gB, gC, checkpoints, self.sink if carry is None else carry, ends, starts, gA, gD, gbias,
+                        self.z, gz, self.cu, scratch, tickets[4 * i :], self.z_stride, T, E, S, self.rounds,
+                        self.span, self.slots, checkpoints.shape[1], blocks, items, passes,
+                        int(args.direction == "reverse"), int(self.cut), int(shared("x")), int(shared("dt")), n0,
+                        NB=NB, N=N, LANES=LANES, G=GROUP, CHUNK=CHUNK, HAS_END=ends is not None, HAS_START=starts is not None,
                         HAS_BIAS=ways[0].bias is not None, HAS_D=ways[0].D is not None and not n0,
                         HAS_Z=gz is not None, SOFTPLUS=args.dt_softplus,
                         PRECISION="tf32x3" if args.x.dtype == torch.float32 else "tf32", ADD=passes == 2 or n0 > 0,
@@ -235,8 +235,8 @@ class _Way:
         self.bias = None if one.dt_bias is None else one.dt_bias.float().contiguous()
 
 
-def _each(stacked: Tensor | None, directions: int) -> list[Tensor | None]:
-    return [None] * directions if stacked is None else list(stacked.unbind(0))
+def _each(stacked: Tensor | None, directions: int, missing: Tensor | None = None) -> list[Tensor | None]:
+    return [missing] * directions if stacked is None else list(stacked.unbind(0))
 
 
 def _rounded(like: Tensor) -> torch.dtype:

@@ -326,9 +326,9 @@ def gradient_walk(
 def gradients_of_way(
     x_ptr, dt_ptr, z_ptr, z_stride, grad_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, check_ptr, scratch,
     carry_ptr, end_ptr, start_ptr, gx_ptr, gdt_ptr, gz_ptr, gB_ptr, gC_ptr, gA_ptr, gD_ptr, gbias_ptr,
-    slot, s, bos, eos, start, stop, reverse, limit_x, limit_dt, limit_z, d, E, n0,
+    slot, s, bos, eos, start, stop, reverse, cut, limit_x, limit_dt, limit_z, d, E, n0,
     NB: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, G: tl.constexpr, CHUNK: tl.constexpr,
-    CUT: tl.constexpr, HAS_END: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_END: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """One direction over one span, from the gradient that reaches it to the one that leaves it."""
@@ -336,18 +336,14 @@ def gradients_of_way(
     begins = tl.where(reverse > 0, (stop == eos).to(tl.int32), (start == bos).to(tl.int32))
     ends = tl.where(reverse > 0, (start == bos).to(tl.int32), (stop == eos).to(tl.int32))
     origin = row_of_states(s, d, E, N)
-    carry = ()
+    # Nothing reaches a segment's last span from another, which is every span where no segment is cut.
+    carry = load_states(carry_ptr, row_of_states(slot, d, E, N), d < E * (1 - ends) * cut, n0, NB, N)
     if HAS_END:
         final = load_states(end_ptr, origin, d < E * ends, n0, NB, N)
-    if CUT:
-        later = load_states(carry_ptr, row_of_states(slot, d, E, N), d < E * (1 - ends), n0, NB, N)
-    for j in tl.static_range(NB // 4):
-        one = tl.zeros([LANES, 4], tl.float32)
-        if HAS_END:
-            one += final[j]
-        if CUT:
-            one += later[j]
-        carry = carry + (one,)
+        both = ()
+        for j in tl.static_range(NB // 4):
+            both = both + (carry[j] + final[j],)
+        carry = both
     row = slot.to(tl.int64) * E
     carry = gradient_walk(
         x_ptr, dt_ptr, z_ptr, z_stride, grad_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, check_ptr, scratch,
@@ -362,17 +358,18 @@ def gradients_of_way(
 
 @triton.jit(
     do_not_specialize=[
-        "T", "S", "rounds", "span", "blocks", "slots", "checks", "items", "passes", "turned", "share_x", "share_dt"
+        "T", "S", "rounds", "span", "blocks", "slots", "checks", "items", "passes", "turned", "cut", "share_x",
+        "share_dt",
     ]
 )  # fmt: skip
 def gradients(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, grad_ptr, gx_ptr, gdt_ptr,
     x2_ptr, dt2_ptr, A2_ptr, B2_ptr, C2_ptr, D2_ptr, bias2_ptr, grad2_ptr, gx2_ptr, gdt2_ptr,
     gB_ptr, gC_ptr, check_ptr, carry_ptr, end_ptr, start_ptr, gA_ptr, gD_ptr, gbias_ptr, z_ptr, gz_ptr, cu_ptr,
-    scratch_ptr, ticket_ptr, z_stride, T, E, S, rounds, span, slots, checks, blocks, items, passes, turned, share_x,
-    share_dt, n0,
+    scratch_ptr, ticket_ptr, z_stride, T, E, S, rounds, span, slots, checks, blocks, items, passes, turned, cut,
+    share_x, share_dt, n0,
     NB: tl.constexpr, N: tl.constexpr, LANES: tl.constexpr, G: tl.constexpr, CHUNK: tl.constexpr,
-    CUT: tl.constexpr, HAS_END: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_END: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, PRECISION: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
     """All gradients. Programs stay and draw one item after the other, a span and a block of channels, to share little
@@ -410,11 +407,11 @@ def gradients(
                 gradients_of_way(
                     x, dt, z_ptr, z_stride, grad, A, B, C, D, bias,
                     check_ptr + (way * checks).to(tl.int64) * E * N, scratch,
-                    carry_ptr + spans * N if CUT else carry_ptr, end_ptr + segments if HAS_END else end_ptr,
+                    carry_ptr + spans * N, end_ptr + segments if HAS_END else end_ptr,
                     start_ptr + segments if HAS_START else start_ptr, gx, gdt, gz_ptr, gB_ptr + rows, gC_ptr + rows,
                     gA_ptr + spans * N, gD_ptr + spans, gbias_ptr + spans, slot, s, bos, eos, start, stop,
-                    tl.maximum(way, turned), E * tl.maximum(way * share_x, again),
+                    tl.maximum(way, turned), cut, E * tl.maximum(way * share_x, again),
                     E * tl.maximum(way * share_dt, again), E * tl.maximum(way, again), d, E, n0, NB, N, LANES, G, CHUNK,
-                    CUT, HAS_END, HAS_START, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, PRECISION, ADD,
+                    HAS_END, HAS_START, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, PRECISION, ADD,
                 )  # fmt: skip
         item = tl.atomic_add(ticket_ptr, 1)

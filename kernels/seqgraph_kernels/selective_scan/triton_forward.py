@@ -164,9 +164,9 @@ def walk(
 @triton.jit
 def one_way(
     x_ptr, dt_ptr, z_ptr, z_stride, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, start_ptr, carry_ptr, check_ptr, end_ptr,
-    out_ptr, sink_ptr, slot, s, bos, eos, start, stop, chunk, d, E, n0,
+    out_ptr, sink_ptr, slot, s, bos, eos, start, stop, chunk, cut, d, E, n0,
     NB: tl.constexpr, N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, EVEN: tl.constexpr, REVERSE: tl.constexpr,
-    CUT: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
+    HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr,
     SOFTPLUS: tl.constexpr, SAVE: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """One direction over one span; FIRST and LAST of the walks that share ``out``."""
@@ -179,21 +179,16 @@ def one_way(
         ends = stop == eos
     h = ()
     for m in tl.static_range(M):
-        live = d + m < E
         origin = row_of_states(s, d + m, E, N)
         carried = row_of_states(slot, d + m, E, N)
-        if HAS_START and CUT:
+        # A segment's first span starts from the segment's own state: every span, where no segment is cut.
+        later = load_states(carry_ptr, carried, among(d + m, E, (begins == 0) & (cut > 0)), n0, NB, N)
+        if HAS_START:
             first = load_states(start_ptr, origin, among(d + m, E, begins), n0, NB, N)
-            later = load_states(carry_ptr, carried, among(d + m, E, begins == 0), n0, NB, N)
             for j in tl.static_range(J):
                 h = h + (first[j] + later[j],)
-        elif HAS_START:
-            h = h + load_states(start_ptr, origin, live, n0, NB, N)
-        elif CUT:
-            h = h + load_states(carry_ptr, carried, among(d + m, E, begins == 0), n0, NB, N)
         else:
-            for _j in tl.static_range(J):
-                h = h + (tl.zeros([d.shape[0], 4], tl.float32),)
+            h = h + later
     h = walk(
         x_ptr, dt_ptr, z_ptr, z_stride, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, check_ptr, out_ptr, sink_ptr, h, s,
         bos, start, stop, chunk, d, E, n0, NB, N, M, G, EVEN, REVERSE, HAS_BIAS, HAS_D,
@@ -213,13 +208,13 @@ def one_way(
             store_states(end_ptr, row_of_states(s, d + m, E, N), h[m * J : m * J + J], d + m < E, n0, NB, N)
 
 
-@triton.jit(do_not_specialize=["S", "rounds", "span", "chunk", "blocks"])
+@triton.jit(do_not_specialize=["S", "rounds", "span", "chunk", "blocks", "cut"])
 def outputs(
     x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, start_ptr, carry_ptr, check_ptr, end_ptr, out_ptr,
     x2_ptr, dt2_ptr, A2_ptr, B2_ptr, C2_ptr, D2_ptr, bias2_ptr, start2_ptr, carry2_ptr, check2_ptr, end2_ptr, out2_ptr,
-    z_ptr, cu_ptr, sink_ptr, z_stride, E, S, rounds, span, chunk, blocks, n0,
+    z_ptr, cu_ptr, sink_ptr, z_stride, E, S, rounds, span, chunk, blocks, cut, n0,
     LANES: tl.constexpr, NB: tl.constexpr, N: tl.constexpr, M: tl.constexpr, G: tl.constexpr, EVEN: tl.constexpr,
-    WAYS: tl.constexpr, STACKED: tl.constexpr, CUT: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
+    WAYS: tl.constexpr, STACKED: tl.constexpr, HAS_START: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, SOFTPLUS: tl.constexpr, SAVE: tl.constexpr,
     FIRST: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
@@ -235,15 +230,15 @@ def outputs(
         if WAYS != "reverse":
             one_way(
                 x_ptr, dt_ptr, z_ptr, z_stride, A_ptr, B_ptr, C_ptr, D_ptr, bias_ptr, start_ptr, carry_ptr, check_ptr,
-                end_ptr, out_ptr, sink_ptr, slot, s, bos, eos, start, stop, chunk, d, E, n0, NB, N, M, G, EVEN, False,
-                CUT, HAS_START, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, SAVE, FIRST, LAST and (STACKED or WAYS != "both"),
+                end_ptr, out_ptr, sink_ptr, slot, s, bos, eos, start, stop, chunk, cut, d, E, n0, NB, N, M, G, EVEN,
+                False, HAS_START, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, SAVE, FIRST, LAST and (STACKED or WAYS != "both"),
             )  # fmt: skip
         if WAYS == "both":
             tl.debug_barrier()
         if WAYS != "forward":
             one_way(
                 x2_ptr, dt2_ptr, z_ptr, z_stride, A2_ptr, B2_ptr, C2_ptr, D2_ptr, bias2_ptr, start2_ptr, carry2_ptr,
-                check2_ptr, end2_ptr, out2_ptr, sink_ptr, slot, s, bos, eos, start, stop, chunk, d, E, n0, NB, N, M,
-                G, EVEN, True, CUT, HAS_START, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, SAVE,
+                check2_ptr, end2_ptr, out2_ptr, sink_ptr, slot, s, bos, eos, start, stop, chunk, cut, d, E, n0, NB, N,
+                M, G, EVEN, True, HAS_START, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, SAVE,
                 FIRST and (STACKED or WAYS != "both"), LAST,
             )  # fmt: skip
