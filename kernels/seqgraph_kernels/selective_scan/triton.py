@@ -202,9 +202,9 @@ class _Call:
                         self.z, gz, self.cu, scratch, tickets[4 * i :], self.z_stride, T, E, S, self.rounds,
                         self.span, self.slots, checkpoints.shape[1], blocks, items, passes,
                         int(args.direction == "reverse"), int(self.cut), int(shared("x")), int(shared("dt")), n0,
-                        NB=NB, N=N, LANES=LANES, G=GROUP, CHUNK=CHUNK, HAS_END=ends is not None, HAS_START=starts is not None,
-                        HAS_BIAS=ways[0].bias is not None, HAS_D=ways[0].D is not None and not n0,
-                        HAS_Z=gz is not None, SOFTPLUS=args.dt_softplus,
+                        NB=NB, N=N, LANES=LANES, G=GROUP, CHUNK=CHUNK, HAS_END=ends is not None,
+                        HAS_START=starts is not None, HAS_BIAS=ways[0].bias is not None,
+                        HAS_D=ways[0].D is not None and not n0, HAS_Z=gz is not None, SOFTPLUS=args.dt_softplus,
                         PRECISION="tf32x3" if args.x.dtype == torch.float32 else "tf32", ADD=passes == 2 or n0 > 0,
                         num_warps=1, num_stages=1, enable_fp_fusion=True,
                     )  # fmt: skip
