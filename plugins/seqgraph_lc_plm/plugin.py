@@ -128,6 +128,12 @@ def seqgraph_commands() -> Iterator[Command]:
         since="0.2.0",
     )
     yield Command(
+        name="probe",
+        summary="Measure embeddings on downstream tasks, beside simple features and random weights",
+        target="seqgraph_lc_plm.probes.command:probe",
+        since="0.2.0",
+    )
+    yield Command(
         name="cluster-proteins",
         summary="Cluster a FASTA file by shared words, for splits and sampling by family",
         target="seqgraph_lc_plm.cluster_command:cluster_proteins",

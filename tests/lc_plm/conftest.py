@@ -45,3 +45,11 @@ def shs27k() -> tuple[Path, Path]:
         pytest.skip(f"{folder} is not here: set SEQGRAPH_PROTEIN_DATA")
     names = ("protein.actions.SHS27k.STRING.txt.gz", "protein.SHS27k.sequences.dictionary.tsv.gz")
     return folder / names[0], folder / names[1]
+
+
+@pytest.fixture
+def protein_data() -> Path:
+    """The folder of the downstream tasks' data, where it is on this machine."""
+    if not PROTEIN_DATA.is_dir():
+        pytest.skip(f"{PROTEIN_DATA} is not here: set SEQGRAPH_PROTEIN_DATA")
+    return PROTEIN_DATA
