@@ -92,7 +92,7 @@ def fit(
     weight, bias = probe.weight.requires_grad_(False), probe.bias
     weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
     optimiser = torch.optim.LBFGS(
-        [weight, bias], max_iter=steps, history_size=10, tolerance_grad=1e-6, tolerance_change=1e-10,
+        [weight, bias], max_iter=steps, history_size=10, tolerance_grad=1e-6, tolerance_change=1e-7,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 

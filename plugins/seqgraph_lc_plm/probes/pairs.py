@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seqgraph.errors import DataError
 from seqgraph_lc_plm.graph import InteractionGraph, read_sequences
 from seqgraph_lc_plm.graph_embed import embed_in_graph
 from seqgraph_lc_plm.graph_task import LINKED
 from seqgraph_lc_plm.probes import sets
 from seqgraph_lc_plm.probes.features import Embeddings, KMers, Source
-from seqgraph_lc_plm.probes.linear import fit_best
+from seqgraph_lc_plm.probes.linear import Kind, Linear, fit, fit_best
 from seqgraph_lc_plm.probes.measures import Row, f_max
 
 KINDS = ("reaction", "binding", "ptmod", "activation", "inhibition", "catalysis", "expression")
 SHS27K = ("ppi_shs27k/protein.actions.SHS27k.STRING.txt.gz", "ppi_shs27k/protein.SHS27k.sequences.dictionary.tsv.gz")
 YEAST = ("ppi_yeast_pipr/protein.actions.tsv.gz", "ppi_yeast_pipr/protein.dictionary.tsv.gz")
 SPLITS = ("random", "bfs", "dfs")
+_PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # stronger than for single proteins: pairs have three times the columns
 
 
 def shs27k(root: Path) -> tuple[InteractionGraph, np.ndarray]:
@@ -130,6 +132,7 @@ def interactions(
         if getattr(embedded.model, "vocab_size", 0) >= LINKED:
             features.append((f"{embedded.name}, beside neighbours", _beside(embedded, graph, used)))
     rows = []
+    strength: dict[tuple[str, str], float] = {}
     for how in splits:
         scores: dict[tuple[str, str], list[float]] = {}
         for seed in seeds:
@@ -143,8 +146,7 @@ def interactions(
                 values = make(test)
                 x = {k: pair_features(values, place[edges[:, part]]) for k, part in
                      (("train", train), ("valid", valid), ("test", np.flatnonzero(test)))}  # fmt: skip
-                probe = fit_best((x["train"], labels[train]), (x["valid"], labels[valid]), kind="labels",
-                                 penalties=(1e-3, 1e-2, 1e-1, 1.0), device=device)  # fmt: skip
+                probe = _fitted(strength, (how, name), x["train"], labels[train], x["valid"], labels[valid], device)
                 found[name, "linear"] = probe.predict(x["test"])
             for key, said in found.items():
                 value = float(f1_score(labels[test], said, average="micro", zero_division=0))
@@ -155,6 +157,25 @@ def interactions(
             for (name, head), v in scores.items()
         ]
     return rows
+
+
+def _fitted(
+    strength: dict[tuple[str, str], float],
+    key: tuple[str, str],
+    rows: np.ndarray,
+    targets: np.ndarray,
+    held: np.ndarray,
+    wanted: np.ndarray,
+    device: str,
+) -> Linear:
+    """A probe whose penalty the first of several splits has chosen by its validation rows."""
+    kind: Kind = "labels" if targets.ndim == 2 else "classes"
+    count = targets.shape[1] if targets.ndim == 2 else 2
+    if key not in strength:
+        best = fit_best((rows, targets), (held, wanted), kind=kind, count=count, penalties=_PENALTIES, device=device)
+        strength[key] = best.penalty
+        return best
+    return fit(rows, targets, kind=kind, count=count, penalty=strength[key], device=device)
 
 
 def _same(values: np.ndarray, test: np.ndarray) -> np.ndarray:
@@ -199,6 +220,7 @@ def yeast(
         "proteins held out": [((a == f) & (b == f), (a != f) & (b != f)) for f in range(folds)],
     }
     rows = []
+    strength: dict[tuple[str, str], float] = {}
     for name, plan in plans.items():
         size = sum(int(test.sum()) for test, _ in plan)
         right = sum(int((labels[test] == (labels[train].mean() > 0.5)).sum()) for test, train in plan)
@@ -213,8 +235,9 @@ def yeast(
                 cut = len(rest) // 10
                 order = np.random.default_rng(1).permutation(rest)
                 valid, fitted = order[:cut], order[cut:]
-                probe = fit_best((x[fitted], labels[fitted]), (x[valid], labels[valid]), count=2,
-                                 penalties=(1e-3, 1e-2, 1e-1, 1.0), device=device)  # fmt: skip
+                probe = _fitted(
+                    strength, (name, source.name), x[fitted], labels[fitted], x[valid], labels[valid], device
+                )
                 right += int((probe.predict(x[test]) == labels[test]).sum())
             size = sum(int(test.sum()) for test, _ in plan)
             rows.append(Row("yeast pairs", name, source.name, "linear", "accuracy", right / size, size))
@@ -257,6 +280,8 @@ def function(
         for term in annotated[accession]:
             counts[term] = counts.get(term, 0) + 1
     terms = sorted(term for term, many in counts.items() if many >= least)
+    if not terms:
+        raise DataError(f"no term has {least} of the {len(found['train']):,} training proteins", "a larger --limit")
     column = {term: i for i, term in enumerate(terms)}
     truth = {}
     for split, rows_ in found.items():
