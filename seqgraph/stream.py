@@ -24,12 +24,14 @@ class TokenStream:
         cu_seqlens: segment borders, (S + 1,) int32, rising from 0 to T (FlashAttention's convention).
         source: index of the thing (node, residue, item) each token came from, (T,) int64.
         role: what kind of token each one is, (T,) int8, or None. The tokenizer that made it names the codes.
+        max_seqlen: no segment is longer than this, where the host knows it. A GPU's kernels plan with it.
     """
 
     values: Tensor
     cu_seqlens: Tensor
     source: Tensor
     role: Tensor | None = None
+    max_seqlen: int | None = None
 
     # ------------------------------------------------------------------ making one
     @classmethod
@@ -74,14 +76,21 @@ class TokenStream:
         *,
         source: Tensor | None = None,
         role: Tensor | None = None,
+        max_seqlen: int | None = None,
     ) -> TokenStream:
-        """Wrap values that are packed already, (T, ...), cut into segments of the given lengths, (S,)."""
+        """Wrap values that are packed already, (T, ...), cut into segments of the given lengths, (S,).
+
+        ``max_seqlen`` is found by itself where that waits for no GPU.
+        """
+        if max_seqlen is None and not (isinstance(lengths, Tensor) and lengths.device.type != "cpu"):
+            lengths = torch.as_tensor(lengths, dtype=torch.int64)
+            max_seqlen = int(lengths.max()) if len(lengths) else 0
         lengths = torch.as_tensor(lengths, dtype=torch.int64, device=values.device)
         cu_seqlens = torch.zeros(len(lengths) + 1, dtype=torch.int32, device=values.device)
         cu_seqlens[1:] = lengths.cumsum(0)
         if source is None:
             source = torch.arange(len(values), device=values.device)
-        return cls(values, cu_seqlens, source, role)
+        return cls(values, cu_seqlens, source, role, max_seqlen)
 
     @classmethod
     def from_dense(cls, dense: Tensor, lengths: Tensor | Sequence[int] | None = None) -> TokenStream:
@@ -99,7 +108,7 @@ class TokenStream:
         if len(lengths) != size or (size and (int(lengths.min()) < 0 or int(lengths.max()) > longest)):
             raise ValueError(f"lengths must be {size} numbers from 0 to {longest}")
         keep = torch.arange(longest, device=dense.device) < lengths[:, None]  # (B, L)
-        return cls.from_lengths(dense[keep], lengths, source=keep.flatten().nonzero()[:, 0])
+        return cls.from_lengths(dense[keep], lengths, source=keep.flatten().nonzero()[:, 0], max_seqlen=longest)
 
     # ------------------------------------------------------------------ what it holds
     @property
@@ -154,6 +163,8 @@ class TokenStream:
             raise ValueError(f"cu_seqlens must rise from 0 to {tokens}")
         if self.source.dtype != torch.int64 or self.source.shape != (tokens,):
             raise ValueError("source must be int64, (T,)")
+        if self.max_seqlen is not None and len(self) and int(self.lengths.max()) > self.max_seqlen:
+            raise ValueError(f"max_seqlen is {self.max_seqlen}, and a segment has {int(self.lengths.max())} tokens")
         if self.role is not None and (self.role.dtype != torch.int8 or self.role.shape != (tokens,)):
             raise ValueError("role must be int8, (T,)")
         return self
@@ -171,7 +182,7 @@ class TokenStream:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> TokenStream:
         role = None if self.role is None else change(self.role)
-        return TokenStream(change(self.values), change(self.cu_seqlens), change(self.source), role)
+        return TokenStream(change(self.values), change(self.cu_seqlens), change(self.source), role, self.max_seqlen)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenStream:
         """Move every field to a device."""
@@ -203,6 +214,7 @@ class TokenStream:
             lengths,
             source=self.source[take],
             role=None if self.role is None else self.role[take],
+            max_seqlen=self.max_seqlen,
         )
 
     @staticmethod
@@ -225,11 +237,13 @@ class TokenStream:
         shifts = [0] * len(streams)
         if source_sizes is not None:
             shifts = [0, *torch.tensor(list(source_sizes)).cumsum(0).tolist()][:-1]
+        longest = [s.max_seqlen for s in streams if s.max_seqlen is not None]
         return TokenStream.from_lengths(
             torch.cat([s.values for s in streams]),
             torch.cat([s.lengths for s in streams]),
             source=torch.cat([s.source + shift for s, shift in zip(streams, shifts, strict=True)]),
             role=torch.cat(roles) if roles else None,
+            max_seqlen=max(longest) if len(longest) == len(streams) else None,
         )
 
     def reverse(self) -> TokenStream:

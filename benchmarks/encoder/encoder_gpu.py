@@ -70,10 +70,11 @@ def times(call: Callable[[], Iterable[Tensor]], leaves: list[Tensor], rep: int) 
     return forward, do_bench(training, warmup=rep // 4, rep=rep, return_mode="median")
 
 
-def block_call(model: Encoder, cu: Tensor) -> tuple[Callable[[], tuple[Tensor, Tensor]], list[Tensor]]:
+def block_call(model: Encoder, lengths: list[int]) -> tuple[Callable[[], tuple[Tensor, Tensor]], list[Tensor]]:
     """A layer between others: branch and stream in, branch and stream out."""
     block, branch, stream = model.layers[0], inputs().requires_grad_(), inputs().float().requires_grad_()
-    return partial(block, branch, stream, cu), [branch, stream, *block.parameters()]
+    call = partial(block, branch, stream, borders(lengths), max_seqlen=max(lengths))
+    return call, [branch, stream, *block.parameters()]
 
 
 def flops(model: Encoder) -> float:
@@ -90,8 +91,8 @@ def table(options) -> None:
     print(f"\nThousand tokens a second, {LAYERS} layers (ms a layer | MFU); forward, then training")
     print(f"{'length':>8s} | {'ours':^46s} | {'naive':>9s} | {'ESM-2 650M shape':^46s} | ratio")
     for length in [*options.lengths, None]:
-        cu = borders([length] * (TOKENS // length) if length else ragged())
-        forward, training = times(*block_call(model, cu), options.rep)
+        lengths = [length] * (TOKENS // length) if length else ragged()
+        forward, training = times(*block_call(model, lengths), options.rep)
         each = flops(model)
         row = f"{length or 'ragged':>8} | {rate(forward, each, LAYERS)} {rate(training, 3 * each, LAYERS)}"
         row += " | {:>4} {:>4} | ".format(*NAIVE.get(length, ("", "")))
@@ -133,7 +134,7 @@ def part_of(name: str, shapes: list) -> str:
 def breakdown(options) -> None:
     """Milliseconds of each part of a layer, from the profiler: sums over kernels."""
     model = encoder(options.mixer)
-    call, leaves = block_call(model, borders([1024] * (TOKENS // 1024)))
+    call, leaves = block_call(model, [1024] * (TOKENS // 1024))
 
     grads = [torch.ones_like(y) for y in call()]
 
@@ -175,7 +176,7 @@ def memory(options) -> None:
     base = 0.0
     for again in (False, True):
         model, values = encoder(options.mixer, options.stack, checkpoint=again), inputs().requires_grad_()
-        stream = TokenStream(values, cu, source)
+        stream = TokenStream(values, cu, source, max_seqlen=1024)
         leaves = [values, *model.parameters()]
         forward, training = times(lambda: [model(stream).values], leaves, options.rep)  # noqa: B023
         torch.cuda.reset_peak_memory_stats()

@@ -70,16 +70,21 @@ class BiMamba(nn.Module):
         if direction == "both" and merge in ("concat", "gate"):
             self.merge_proj = nn.Linear(2 * d_model, d_model)
 
-    def forward(self, u: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Mix tokens u (T, D) within the segments of cu_seqlens, (S + 1,) int32. Returns (T, D)."""
+    def forward(self, u: Tensor, cu_seqlens: Tensor, *, max_seqlen: int | None = None) -> Tensor:
+        """Mix tokens u (T, D) within the segments of cu_seqlens, (S + 1,) int32. Returns (T, D).
+
+        ``max_seqlen``: no segment is longer than this, if the host knows; see ``TokenStream.max_seqlen``.
+        """
         if self.direction == "forward":
-            return self.mamba_fwd(u, cu_seqlens, "forward")
+            return self.mamba_fwd(u, cu_seqlens, "forward", max_seqlen=max_seqlen)
         if self.direction == "reverse":
-            return self.mamba_rev(u, cu_seqlens, "reverse")
+            return self.mamba_rev(u, cu_seqlens, "reverse", max_seqlen=max_seqlen)
         if self.share == "none":
-            return self._merge(self.mamba_fwd(u, cu_seqlens, "forward"), self.mamba_rev(u, cu_seqlens, "reverse"))
+            fwd = self.mamba_fwd(u, cu_seqlens, "forward", max_seqlen=max_seqlen)
+            return self._merge(fwd, self.mamba_rev(u, cu_seqlens, "reverse", max_seqlen=max_seqlen))
         second: Any = self.mamba_fwd if self.share == "all" else self.mamba_rev
-        y = self.mamba_fwd.scan_both(u, cu_seqlens, second, "sum" if self.merge in ("sum", "mean") else "none")
+        combine: Literal["sum", "none"] = "sum" if self.merge in ("sum", "mean") else "none"
+        y = self.mamba_fwd.scan_both(u, cu_seqlens, second, combine, max_seqlen=max_seqlen)
         out = self.mamba_fwd.out_proj(y)
         if self.merge == "sum":
             return out

@@ -29,7 +29,7 @@ class Block(nn.Module):
 
     Args:
         norm: RMSNorm or LayerNorm.
-        mixer: from (T, D) and cu_seqlens to (T, D).
+        mixer: from (T, D), cu_seqlens and max_seqlen (see :meth:`BiMamba.forward`) to (T, D).
         dropout: probability on the branch.
     """
 
@@ -40,7 +40,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, branch: Tensor, residual: Tensor | None, cu_seqlens: Tensor, checkpoint: bool = False
+        self,
+        branch: Tensor,
+        residual: Tensor | None,
+        cu_seqlens: Tensor,
+        checkpoint: bool = False,
+        max_seqlen: int | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Branch (T, D) and residual (T, D) fp32, None for the first block -> those of the next one.
 
@@ -49,12 +54,13 @@ class Block(nn.Module):
             residual: the stream before ``branch`` joins it.
             cu_seqlens: segment borders, (S + 1,) int32.
             checkpoint: recompute the mixer in the backward pass. The norm is not: what it keeps is the stream.
+            max_seqlen: no segment is longer than this, if the host knows.
         """
         normed, residual = self._join(branch, residual)
         if not checkpoint:
-            return self._mix(normed, cu_seqlens), residual
+            return self._mix(normed, cu_seqlens, max_seqlen), residual
         random = self.dropout.p > 0
-        branch = recompute(self._mix, normed, cu_seqlens, use_reentrant=False, preserve_rng_state=random)
+        branch = recompute(self._mix, normed, cu_seqlens, max_seqlen, use_reentrant=False, preserve_rng_state=random)
         return branch, residual
 
     def prefill(
@@ -80,8 +86,8 @@ class Block(nn.Module):
             branch, residual, torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
         )
 
-    def _mix(self, normed: Tensor, cu_seqlens: Tensor) -> Tensor:
-        return self.dropout(self.mixer(normed, cu_seqlens))
+    def _mix(self, normed: Tensor, cu_seqlens: Tensor, max_seqlen: int | None) -> Tensor:
+        return self.dropout(self.mixer(normed, cu_seqlens, max_seqlen=max_seqlen))
 
 
 class Encoder(nn.Module):
@@ -189,7 +195,7 @@ class Encoder(nn.Module):
         pair: tuple[Tensor, Tensor | None] = (stream.values, None)
         yield pair
         for block in self.layers:
-            pair = block(*pair, stream.cu_seqlens, checkpoint=again)
+            pair = block(*pair, stream.cu_seqlens, checkpoint=again, max_seqlen=stream.max_seqlen)
             yield pair
 
     def _finish(self, branch: Tensor, residual: Tensor | None) -> Tensor:

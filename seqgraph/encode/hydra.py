@@ -81,8 +81,9 @@ class Hydra(nn.Module):
         for parameter in undecayed:
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
-    def forward(self, u: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """Mix tokens u (T, D) within the segments of cu_seqlens, (S + 1,) int32. Returns (T, D)."""
+    def forward(self, u: Tensor, cu_seqlens: Tensor, *, max_seqlen: int | None = None) -> Tensor:
+        """Mix tokens u (T, D) within the segments of cu_seqlens, (S + 1,) int32. Returns (T, D). ``max_seqlen`` is not
+        needed."""
         z, mixed, dt = self.in_proj(u).split([self.d_inner, self.d_mixed, 2 * self.nheads], dim=-1)
         x, *states = self.convolve(mixed, cu_seqlens).split([self.d_inner, *[self.ngroups * self.d_state] * 4], dim=-1)
         B, C, B_rev, C_rev = (s.unflatten(-1, (self.ngroups, self.d_state)) for s in states)

@@ -92,10 +92,14 @@ class SelectiveSSM(nn.Module):
         y = causal_conv1d(x, weight, bias, cu_seqlens=cu_seqlens, direction=direction, activation="silu")
         return cast(Tensor, y)
 
-    def scan(self, x: Tensor, z: Tensor | None, cu_seqlens: Tensor, direction: OneDirection) -> Tensor:
+    def scan(
+        self, x: Tensor, z: Tensor | None, cu_seqlens: Tensor, direction: OneDirection, max_seqlen: int | None = None
+    ) -> Tensor:
         """One direction from projected tokens x to gated output, both (T, E); z (T, E) is the gate's input."""
         x = self.convolve(x, cu_seqlens, direction)
-        y = selective_scan(z=z, dt_softplus=True, cu_seqlens=cu_seqlens, direction=direction, **self.select(x))
+        y = selective_scan(
+            z=z, dt_softplus=True, cu_seqlens=cu_seqlens, direction=direction, max_seqlen=max_seqlen, **self.select(x)
+        )
         return cast(Tensor, y)
 
 
@@ -144,22 +148,31 @@ class Mamba(SelectiveSSM):
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=bias)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
-    def forward(self, u: Tensor, cu_seqlens: Tensor, direction: OneDirection = "forward") -> Tensor:
+    def forward(
+        self, u: Tensor, cu_seqlens: Tensor, direction: OneDirection = "forward", *, max_seqlen: int | None = None
+    ) -> Tensor:
         """Mix the tokens of each segment.
 
         Args:
             u: tokens, (T, D).
             cu_seqlens: segment borders, (S + 1,) int32.
             direction: "forward" sees what came before in the segment, "reverse" what comes after.
+            max_seqlen: no segment is longer than this, if the host knows.
 
         Returns:
             (T, D).
         """
         x, z = split_linear(self.in_proj, u, [self.d_inner, self.d_inner])
-        return self.out_proj(self.scan(x, z, cu_seqlens, direction))
+        return self.out_proj(self.scan(x, z, cu_seqlens, direction, max_seqlen))
 
     def scan_both(
-        self, u: Tensor, cu_seqlens: Tensor, reverse: SelectiveSSM, combine: Literal["sum", "none"]
+        self,
+        u: Tensor,
+        cu_seqlens: Tensor,
+        reverse: SelectiveSSM,
+        combine: Literal["sum", "none"],
+        *,
+        max_seqlen: int | None = None,
     ) -> Tensor:
         """Both directions from one projection of the tokens, in one convolution and one scan.
 
@@ -168,6 +181,7 @@ class Mamba(SelectiveSSM):
             cu_seqlens: segment borders, (S + 1,) int32.
             reverse: whose parameters the second direction has; may be this block.
             combine: "sum" or "none".
+            max_seqlen: no segment is longer than this, if the host knows.
 
         Returns:
             What ``out_proj`` is to be applied to: (T, E) for "sum", (2, T, E) (forward, reverse) for "none".
@@ -190,6 +204,7 @@ class Mamba(SelectiveSSM):
             cu_seqlens=cu_seqlens,
             direction="both",
             combine=combine,
+            max_seqlen=max_seqlen,
             **self.select(x_fwd),
             **own,
         )

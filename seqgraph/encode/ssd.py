@@ -154,13 +154,16 @@ class Mamba2(SSD):
         self.in_proj = nn.Linear(d_model, self.d_inner + self.d_mixed + self.nheads, bias=bias)
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias)
 
-    def forward(self, u: Tensor, cu_seqlens: Tensor, direction: OneDirection = "forward") -> Tensor:
+    def forward(
+        self, u: Tensor, cu_seqlens: Tensor, direction: OneDirection = "forward", *, max_seqlen: int | None = None
+    ) -> Tensor:
         """Mix the tokens of each segment.
 
         Args:
             u: tokens, (T, D).
             cu_seqlens: segment borders, (S + 1,) int32.
             direction: "forward" sees what came before in the segment, "reverse" what comes after.
+            max_seqlen: not needed: chunks are cut from sizes alone.
 
         Returns:
             (T, D).
@@ -186,7 +189,15 @@ class Mamba2(SSD):
         )  # fmt: skip
         return self.norm(y.flatten(-2)), final
 
-    def scan_both(self, u: Tensor, cu_seqlens: Tensor, reverse: SSD, combine: Literal["sum", "none"]) -> Tensor:
+    def scan_both(
+        self,
+        u: Tensor,
+        cu_seqlens: Tensor,
+        reverse: SSD,
+        combine: Literal["sum", "none"],
+        *,
+        max_seqlen: int | None = None,
+    ) -> Tensor:
         """Both directions from one projection, in one convolution and one scan; each is gated and normed by itself.
 
         Args:
@@ -194,6 +205,7 @@ class Mamba2(SSD):
             cu_seqlens: segment borders, (S + 1,) int32.
             reverse: whose parameters the second direction has; may be this block.
             combine: "sum" or "none".
+            max_seqlen: not needed.
 
         Returns:
             What ``out_proj`` is to be applied to: (T, E) for "sum", (2, T, E) (forward, reverse) for "none".

@@ -300,3 +300,17 @@ def test_small_promises():
 def test_sequences_of_different_widths_are_named():
     with pytest.raises(ValueError, match="sequence 1 differs in width"):
         TokenStream.from_ragged([torch.zeros(2, 3), torch.zeros(2, 4)])
+
+
+def test_the_longest_segment_is_known_where_lengths_are():
+    stream = TokenStream.from_ragged([torch.zeros(5, 2), torch.zeros(0, 2), torch.zeros(3, 2)])
+    assert stream.max_seqlen == 5 == stream.reverse().max_seqlen == stream[0].max_seqlen
+    assert TokenStream.concat([stream, TokenStream.from_ragged([torch.zeros(7, 2)])]).max_seqlen == 7
+    assert TokenStream(stream.values, stream.cu_seqlens, stream.source).max_seqlen is None
+    assert TokenStream.from_ragged([]).max_seqlen == 0
+
+
+def test_a_longest_segment_that_is_too_short_is_refused():
+    stream = TokenStream.from_lengths(torch.zeros(8, 2), [5, 3], max_seqlen=4)
+    with pytest.raises(ValueError, match="max_seqlen is 4, and a segment has 5"):
+        stream.validate()
