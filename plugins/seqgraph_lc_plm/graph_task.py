@@ -122,7 +122,5 @@ def _of_tokens(name: str) -> bool:
 
 
 def _grown(value: Tensor, own: Tensor) -> Tensor:
-    missing = own.shape[0] - value.shape[0]
-    if missing <= 0 or value.shape[1:] != own.shape[1:]:
-        return value
+    missing = max(0, own.shape[0] - value.shape[0])
     return torch.cat([value, value[ProteinAlphabet.eos_id].expand(missing, -1)])

@@ -26,12 +26,16 @@ def start_from(task: Task, path: str | Path, fields: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: with the names that do not fit, and the settings of the model that would.
     """
-    state, theirs = _read(Path(path))
-    state = task.adapt_weights(state)
+    given, theirs = _read(Path(path))
+    state = task.adapt_weights(given)
     try:
         checkpoint.load_state(task.model, Path(path), state)
     except CheckpointError as error:
-        raise CheckpointError(error.message, _cure(fields, theirs)) from None
+        # What the task has adapted is no reason to change the model.
+        changed = [(given[name].shape, state[name].shape) for name in state.keys() & given.keys()]
+        settled = {old for a, b in changed for old, new in zip(a, b, strict=False) if old != new}
+        kept = {key: value for key, value in theirs.items() if isinstance(value, str) or value not in settled}
+        raise CheckpointError(error.message, _cure(fields, kept)) from None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
