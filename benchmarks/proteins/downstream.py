@@ -3,6 +3,10 @@
     python benchmarks/proteins/downstream.py pack  --data /path/to/protein --out PACKED
     python benchmarks/proteins/downstream.py table --data PACKED --out OUT --runs RUN [RUN ...] [--device cuda]
 
+    python benchmarks/proteins/downstream.py edges --data PACKED --out OUT [--splits bfs dfs] [--seeds 0]
+
+``edges`` writes OUT/shs27k-SPLIT-SEED.tsv, the training interactions of a split, for a second stage that is probed on
+it: one that has walked over all of them has seen the answers. Probe it with the same ``--splits`` and ``--seeds``.
 ``pack`` copies what the tasks read, and of Swiss-Prot only the proteins of the task on function (30 MB instead of 63).
 ``table`` goes through the tasks one by one; each begins only while ``--limit`` seconds are not over. After each
 OUT/rows.json is written, at the end OUT/table.md; ``--resume`` leaves out the tasks that OUT has. A run is anything
@@ -93,13 +97,15 @@ def pivot(rows: list[Row], runs: list[str]) -> str:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["pack", "table"])
+    parser.add_argument("stage", choices=["pack", "edges", "table"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the tasks' data, whole or packed")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", nargs="+", default=[], help="runs, checkpoints, ESM-2 files")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--cache", type=Path, default=Path("/tmp/downstream-cache"), help="embeddings are kept here")
+    parser.add_argument("--splits", nargs="+", default=["random", "bfs", "dfs"], help="of SHS27k's interactions")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of these splits")
     parser.add_argument("--layer", type=int, default=-1)
     parser.add_argument("--examples", type=int, default=None, help="of each set at most, to try it out")
     parser.add_argument("--tokens", type=int, default=65536, help="in one forward pass")
@@ -108,6 +114,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.stage == "pack":
         pack(options.data, options.out)
+        return
+    if options.stage == "edges":
+        from seqgraph_lc_plm.probes.pairs import training_edges
+
+        options.out.mkdir(parents=True, exist_ok=True)
+        for how in options.splits:
+            for seed in options.seeds:
+                (options.out / f"shs27k-{how}-{seed}.tsv").write_text(training_edges(options.data, how, seed))
         return
     from seqgraph_lc_plm.probes.command import measure
     from seqgraph_lc_plm.probes.measures import Row
@@ -128,6 +142,7 @@ def main() -> None:
         rows = measure(
             [task], options.runs, options.data, cache=options.cache, layer=options.layer, limit=options.examples,
             max_tokens=options.tokens, bf16=options.device == "cuda", nogpu=options.device == "cpu",
+            splits=options.splits, seeds=options.seeds,
         )  # fmt: skip
         done[task] = [asdict(row) for row in rows]
         file.write_text(json.dumps(done, indent=1) + "\n")

@@ -324,6 +324,10 @@ def test_interactions_with_and_without_neighbours(root, tiny):
     found = values(rows)
     assert {name for _, name, _ in found} == {"none", "1-mers", "2-mers", "tiny", "tiny, beside neighbours"}
     assert all(0.4 < value <= 1 for value in found.values()) and {row.measure for row in rows} == {"micro-F1"}
+    test = pairs.edge_split(graph.edge_index.numpy(), len(graph.names), "bfs", 0)
+    left = {tuple(line.split("\t")) for line in pairs.training_edges(root, "bfs", 0).splitlines()}
+    asked = {(graph.names[a], graph.names[b]) for a, b in graph.edge_index[:, torch.from_numpy(test)].T.tolist()}
+    assert len(left) + len(asked) == 80 and not left & asked
     found = values(pairs.yeast(root, [Embeddings(tiny, "tiny")]))
     assert found["pairs held out", "2-mers", "linear"] > found["pairs held out", "none", "commonest"] - 0.05
     assert ("proteins held out", "tiny", "linear") in found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,8 @@ def probe(
     cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps embeddings between calls.")] = None,
     layer: Annotated[int, typer.Option(help="Which to probe: 0 to n, or from the end.")] = -1,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples of each set at most, to try it out.")] = None,
+    splits: Annotated[str, typer.Option(help="Of the task interactions.")] = "random,bfs,dfs",
+    seeds: Annotated[str, typer.Option(help="Of the splits of the task interactions.")] = "0,1,2",
     random: Annotated[bool, typer.Option("--random/--no-random", help="Also each model with random weights.")] = True,
     toks_per_batch: Budget = 16384,
     precision: Precision = "fp32",
@@ -39,12 +42,17 @@ def probe(
     from seqgraph.errors import ConfigError
     from seqgraph_lc_plm.probes.measures import table
 
+    if wrong := [name for name in splits.split(",") if name not in ("random", "bfs", "dfs")]:
+        raise ConfigError(f"no split {wrong[0]!r}", "random, bfs or dfs")
+    if wrong := [text for text in seeds.split(",") if not text.isdigit()]:
+        raise ConfigError(f"the seed {wrong[0]!r} is no number", "for example --seeds 0,1,2")
     chosen = list(TASKS) if task == "all" else task.split(",")
     if wrong := [name for name in chosen if name not in TASKS]:
         raise ConfigError(f"no task {wrong[0]!r}", f"one of {', '.join(TASKS)}, or all")
     rows = measure(
         chosen, models, data_root, cache=cache, layer=layer, limit=limit, random=random,
         max_tokens=toks_per_batch, bf16=precision == "bf16", nogpu=nogpu,
+        splits=splits.split(","), seeds=[int(seed) for seed in seeds.split(",")],
     )  # fmt: skip
     print(table(rows))
     if output is not None:
@@ -65,8 +73,8 @@ def measure(
     max_tokens: int = 16384,
     bf16: bool = False,
     nogpu: bool = False,
-    gb1_splits: tuple[str, ...] | None = None,
-    seeds: tuple[int, ...] = (0, 1, 2),
+    splits: Sequence[str] = ("random", "bfs", "dfs"),
+    seeds: Sequence[int] = (0, 1, 2),
 ) -> list[Row]:
     """The rows of some tasks for some models; see :func:`probe`.
 
@@ -98,8 +106,10 @@ def measure(
         "secondary-structure": lambda: how.secondary_structure(root, sources, limit=limit, device=device),
         "remote-homology": lambda: how.remote_homology(root, sources, limit=limit, device=device),
         "zero-shot": lambda: how.zero_shot(root, named, limit=limit, max_tokens=max_tokens, bf16=bf16),
-        "gb1": lambda: how.gb1(root, sources, limit=limit, splits=gb1_splits or how.GB1_SPLITS),
-        "interactions": lambda: pairs.interactions(root, sources, limit=limit, device=device, seeds=seeds),
+        "gb1": lambda: how.gb1(root, sources, limit=limit),
+        "interactions": lambda: pairs.interactions(
+            root, sources, splits=splits, seeds=seeds, limit=limit, device=device
+        ),
         "yeast": lambda: pairs.yeast(root, sources, limit=limit, device=device),
         "function": lambda: pairs.function(root, sources, limit=limit, device=device),
     }

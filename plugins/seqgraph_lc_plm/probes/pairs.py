@@ -83,6 +83,15 @@ def edge_split(edge_index: np.ndarray, num_nodes: int, how: str, seed: int, shar
     return test
 
 
+def training_edges(root: Path, how: str, seed: int) -> str:
+    """The interactions of SHS27k that a split trains on, as a table of two names: what a second stage may see that is
+    to be probed on this split."""
+    graph, _ = shs27k(root)
+    edges = graph.edge_index.numpy()
+    kept = edges[:, ~edge_split(edges, len(graph.names), how, seed)]
+    return "".join(f"{graph.names[a]}\t{graph.names[b]}\n" for a, b in kept.T.tolist())
+
+
 def pair_features(values: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """What a probe sees of two proteins, whichever comes first: sum, product and distance of the standardised columns,
     (P, 3 D) float32."""
@@ -153,7 +162,15 @@ def interactions(
                 scores.setdefault(key, []).append(value)
         size = int(test.sum())
         rows += [
-            Row("interactions", f"SHS27k {how}, {len(seeds)} seeds", name, head, "micro-F1", float(np.mean(v)), size)
+            Row(
+                "interactions",
+                f"SHS27k {how}, seed {','.join(map(str, seeds))}",
+                name,
+                head,
+                "micro-F1",
+                float(np.mean(v)),
+                size,
+            )
             for (name, head), v in scores.items()
         ]
     return rows
