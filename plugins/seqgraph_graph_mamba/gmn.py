@@ -94,8 +94,8 @@ class GMN(GraphModel):
         local_layers: layers of it.
         window: steps that the bits of "walk" look back.
         token_layers: layers over a node's tokens.
-        mpnn: message passing beside the layers over nodes: "gated-gcn", "gin", "gcn" or "none". It reads what the layers
-            before it have made of the nodes, as in GPS.
+        mpnn: message passing beside the layers over nodes: "gated-gcn", "gin", "gcn" or "none". It reads what the
+            layers before it have made of the nodes, as in GPS.
         d_state, d_conv, expand, mixer, headdim, direction, share, merge: see
             :class:`seqgraph_graph_mamba.model.GraphMamba`; published: both directions, nothing shared, their sum.
         order: of the nodes: "degree" (published), "personalized-pagerank" (its ablation), or as for Graph-Mamba.

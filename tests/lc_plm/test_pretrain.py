@@ -82,7 +82,7 @@ def test_processes_share_the_proteins_of_an_epoch(table):
         loader = token_batches(data, "train", 200, shuffle=True, seed=0, rank=rank, world=3)
         loader.sampler.seek(2)
         shares.append([i for key in loader.sampler for i in key.indices])
-    assert sorted(sum(shares, [])) == whole
+    assert sorted(i for share in shares for i in share) == whole
 
 
 def test_budget_holds_with_families_and_crops(table):
