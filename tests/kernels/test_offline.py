@@ -21,9 +21,9 @@ pytestmark = [
 BUDGETS: dict[str, dict[str, tuple[int, int]]] = {
     "conv both": {"outputs": (128, 0), "gradients": (255, 0)},
     "conv forward": {"outputs": (64, 0), "gradients": (128, 0)},
-    "scan both": {"local_states": (168, 0), "outputs": (255, 16), "gradients": (255, 200)},
-    "scan forward, N 32": {"outputs": (255, 0), "gradients": (255, 200)},
-    "scan reverse, N 128": {"local_states": (255, 0), "outputs": (255, 16), "gradients": (255, 200)},
+    "scan both": {"local_states": (168, 0), "outputs": (168, 40), "gradients": (255, 256)},
+    "scan forward, N 32": {"outputs": (168, 40), "gradients": (255, 256)},
+    "scan reverse, N 128": {"local_states": (255, 0), "outputs": (168, 40), "gradients": (255, 256)},
 }  # fmt: skip
 # All registers there are.
 UNNAMED = (255, 0)

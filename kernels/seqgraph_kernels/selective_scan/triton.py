@@ -19,8 +19,8 @@ STATES = 32
 # The backward's: it holds more of each state, those of this many tokens at once.
 STATES_BACKWARD = 16
 GROUP = 2
-# Most warps of a program that walks forward.
-WARPS = 4
+# Most warps of a program that walks forward, and registers of its threads: with more, fewer than three fit a scheduler.
+WARPS, REGISTERS = 4, 168
 # Its channels, one to a lane, and its programs: enough to fill a multiprocessor, few enough to keep scratch small.
 LANES = 32
 RESIDENT = 8
@@ -120,7 +120,7 @@ class _Call:
                         self.z, self.cu, self.sink, self.z_stride, E, S, self.rounds, self.span,
                         CHUNK if save else self.span, self.blocks, int(self.cut), n0, STACKED=args.stacked,
                         HAS_START=self.start is not None, HAS_D=ways[0].D is not None and not n0,
-                        HAS_Z=self.z is not None, SAVE=save, FIRST=not n0, LAST=last, **self.shape,
+                        HAS_Z=self.z is not None, SAVE=save, FIRST=not n0, LAST=last, maxnreg=REGISTERS, **self.shape,
                     )  # fmt: skip
         return out.to(args.x.dtype), end, self.empty(0) if chunks is None else chunks
 
