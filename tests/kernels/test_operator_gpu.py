@@ -121,10 +121,7 @@ def test_no_wait_for_the_device(op, dtype):
 
 @every_op
 def test_first_call_of_a_new_number_of_tokens(op, monkeypatch, tmp_path):
-    """Kernels are compiled for options, not for sizes: the calls after the first take well under two seconds.
-
-    The dual form has a second set, without states between chunks, for batches of short segments only.
-    """
+    """No more is compiled than belongs to the shape: well under the two seconds that a user may wait."""
     # What another run compiled must not hide a compilation.
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     times = {}
@@ -137,8 +134,8 @@ def test_first_call_of_a_new_number_of_tokens(op, monkeypatch, tmp_path):
         torch.autograd.grad(sum(r.float().sum() for r in got), list(tensors.values()))
         torch.cuda.synchronize()
         times[lengths[0], len(lengths)] = time.perf_counter() - start
-    _, short, *later = times.values()
-    assert max(later) < 2 and (op == "ssd" or short < 2), times
+    _, *later = times.values()
+    assert max(later) < 2, times
 
 
 @every_op

@@ -2,12 +2,17 @@ from __future__ import annotations
 
 import os
 import random
+import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from seqgraph.train import checkpoint
 from seqgraph_lc_plm.model import LcPlm
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
@@ -53,3 +58,40 @@ def protein_data() -> Path:
     if not PROTEIN_DATA.is_dir():
         pytest.skip(f"{PROTEIN_DATA} is not here: set SEQGRAPH_PROTEIN_DATA")
     return PROTEIN_DATA
+
+
+_BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def _printed(command: str | list[str], folder: Path) -> list[str]:
+    """Both streams, stderr first as on a page; ``seqgraph`` is this interpreter's."""
+    if isinstance(command, str):
+        command = ["bash", "-c", re.sub(r"^seqgraph\b", f"{sys.executable} -m seqgraph", command)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode in (0, 2) and "Traceback" not in done.stderr, done.stderr[-3000:]
+    return (done.stderr + done.stdout).splitlines()
+
+
+@pytest.fixture
+def run_page(tmp_path, repo_root) -> Callable[..., Path]:
+    """Run a page's ``console`` and ``python`` blocks in order, in one folder, and compare what they print."""
+    torch.manual_seed(0)
+    # What a page's first block makes, with the preset's shape and untrained weights.
+    fields = {"d_model": 64, "n_layers": 2, "d_state": 8, "vocab_size": 33}
+    checkpoint.save(tmp_path / "runs" / "lc-plm", LcPlm(**fields), name="lc-plm", fields=fields)
+
+    def run(page: str, fasta: str, shape: Callable[[list[str]], list[str]]) -> Path:
+        shutil.copy(repo_root / "examples" / "demo" / "families.fasta", tmp_path / fasta)
+        blocks = _BLOCK.findall((repo_root / "docs" / page).read_text(encoding="utf-8"))
+        assert sum(kind == "console" for kind, _ in blocks) >= 7
+        for kind, text in blocks:
+            if kind == "python":
+                assert _printed([sys.executable, "-c", text], tmp_path) == []
+                continue
+            for part in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+                command, *told = part.splitlines()
+                assert shape(_printed(command, tmp_path)) == shape(told), command
+        return tmp_path
+
+    return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,18 +11,20 @@ from seqgraph_kernels.dispatch import interpreting
 from seqgraph_kernels.packing import check_borders, unit_rows
 from seqgraph_kernels.selective_scan import triton_backward, triton_forward, triton_states
 from seqgraph_kernels.selective_scan.arguments import Pass, ScanArguments
-from seqgraph_kernels.selective_scan.plan import CHUNK, Plan, Sizes, backward_plan, forward_plan
+from seqgraph_kernels.selective_scan.plan import CHUNK, Sizes, backward_plan, forward_plan
 
 # States that one walk holds; more are walked in several turns.
 STATES = 32
 # The backward's: it holds more of each state, those of this many tokens at once.
 STATES_BACKWARD = 16
+# Tokens that are worked on together.
 GROUP = 2
-# Most warps of a program that walks forward, and registers of its threads: with more, fewer than three fit a scheduler.
-WARPS, REGISTERS = 4, 168
-# Its channels, one to a lane, and its programs: enough to fill a multiprocessor, few enough to keep scratch small.
+# The backward's channels, one to a lane, and its programs: enough to fill a multiprocessor, few enough to keep scratch
+# small.
 LANES = 32
 RESIDENT = 8
+# Most warps of a program that walks forward, and registers of its threads: with more, fewer than three fit a scheduler.
+WARPS, REGISTERS = 4, 168
 
 
 def checkpoint_shape(args: ScanArguments) -> tuple[int, int, int, int]:
@@ -38,19 +39,19 @@ def checkpoint_shape(args: ScanArguments) -> tuple[int, int, int, int]:
 
 def forward(args: ScanArguments, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final states and, where ``save`` says so, the states that each chunk of tokens starts from."""
-    return _Call(args, forward_plan).forward(save)
+    return _Call(args, adjoint=False).forward(save)
 
 
 def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, checkpoints: Tensor) -> dict[str, Tensor]:
     """Gradients by argument name. Every argument of ``args`` that is present gets one."""
-    return _Call(args, backward_plan).backward(grad_out.contiguous(), grad_end, checkpoints)
+    return _Call(args, adjoint=True).backward(grad_out.contiguous(), grad_end, checkpoints)
 
 
 class _Call:
     """The tensors of a call as the kernels want them, and the sizes that all of its kernels share."""
 
-    def __init__(self, args: ScanArguments, plan: Callable[[Sizes], Plan]) -> None:
-        self.args = args
+    def __init__(self, args: ScanArguments, *, adjoint: bool) -> None:
+        self.args, self.adjoint = args, adjoint
         (self.T, self.E), self.N = args.x.shape, args.A.shape[1]
         self.S, self.cu = args.cu_seqlens.shape[0] - 1, args.cu_seqlens
         if interpreting():
@@ -66,9 +67,9 @@ class _Call:
         even = even and self.E % 64 == 0
         # Without a longest length from the caller, a segment may be as long as the batch.
         longest = self.T if args.max_seqlen is None else args.max_seqlen
-        paired, processors = self.paired(plan is backward_plan), _processors(args.x.device)
-        sizes = Sizes(self.T, self.S, self.E, self.N, longest, len(self.ways), paired, even, processors)
-        self.span, self.halves = plan(sizes)
+        self.paired, processors = self._is_paired(), _processors(args.x.device)
+        sizes = Sizes(self.T, self.S, self.E, self.N, longest, len(self.ways), self.paired, even, processors)
+        self.span, self.halves = backward_plan(sizes) if adjoint else forward_plan(sizes)
         self.cut = longest > self.span
         self.warps = _warps(self.E, self.halves)
         self.blocks = -(-self.E // (32 * self.warps * self.halves))
@@ -76,16 +77,16 @@ class _Call:
         self.slots = self.T // self.span + self.S
         one = self.ways[0].one
         self.shape: dict[str, Any] = {
-            "LANES": 32 * self.warps, "NB": min(STATES, -(-self.N // 4) * 4), "N": self.N, "M": self.halves, "G": 2,
+            "LANES": 32 * self.warps, "NB": min(STATES, -(-self.N // 4) * 4), "N": self.N, "M": self.halves, "G": GROUP,
             "EVEN": self.E % (32 * self.halves) == 0, "HAS_BIAS": one.dt_bias is not None,
             "SOFTPLUS": args.dt_softplus, "WAYS": args.direction, "num_warps": self.warps, "enable_fp_fusion": True,
         }  # fmt: skip
 
-    def paired(self, adjoint: bool) -> bool:
+    def _is_paired(self) -> bool:
         """Whether one walk gives both directions' local states: they share all that it reads."""
-        names = ("dt", "A", "dt_bias", "C") if adjoint else ("dt", "A", "dt_bias", "x", "B")
+        names = ("dt", "A", "dt_bias", "C") if self.adjoint else ("dt", "A", "dt_bias", "x", "B")
         shared = len(self.ways) == 2 and all(self.args.owner(name, 1) == name for name in names)
-        return shared and not (adjoint and self.args.stacked)
+        return shared and not (self.adjoint and self.args.stacked)
 
     def empty(self, *shape: int) -> Tensor:
         """fp32 on the device of the inputs."""
@@ -105,7 +106,7 @@ class _Call:
         chunks = self.empty(*checkpoint_shape(args)) if save else None
         if S and E:
             with torch.cuda.device_of(args.x):
-                carry = self.carry(None, [w.x for w in self.ways], [w.B for w in self.ways], self.start)
+                carry = self.carry([w.x for w in self.ways], [w.B for w in self.ways], self.start)
                 outs = [out[0], out[1]] if args.stacked else [out, out]
                 ways = self.ways
                 for n0 in range(0, N, self.shape["NB"]):
@@ -124,15 +125,15 @@ class _Call:
                     )  # fmt: skip
         return out.to(args.x.dtype), end, self.empty(0) if chunks is None else chunks
 
-    def carry(self, grad: list[Tensor] | None, x: list[Tensor], B: list[Tensor], first: Tensor | None) -> Tensor | None:
-        """State, (directions, slots, E, N), that each span starts from, where segments have several spans."""
+    def carry(self, x: list[Tensor], B: list[Tensor], first: Tensor | None) -> Tensor | None:
+        """State, (directions, slots, E, N), that each span starts from, where segments have several spans; in the
+        backward the gradient that reaches its end, made from gradients as ``x`` and C as ``B``."""
         if not self.cut:
             return None
         passes, ways = len(self.ways), self.ways
         local = self.empty(passes, self.slots, self.E, self.N)
         steps = self.empty(passes, self.slots, self.E)
-        adjoint = grad is not None
-        paired = self.paired(adjoint)
+        adjoint, paired = self.adjoint, self.paired
         # A pair holds twice the states.
         shape, warps = self.shape, self.warps
         if paired:
@@ -191,7 +192,7 @@ class _Call:
             scratch = args.x.new_empty(programs * (CHUNK // GROUP) * LANES * NB, dtype=_rounded(args.x))
             tickets = torch.zeros(4 * -(-N // NB), dtype=torch.int32, device=args.x.device)
             with torch.cuda.device_of(args.x):
-                carry = self.carry(grads, grads, [w.C for w in ways], ends)
+                carry = self.carry(grads, [w.C for w in ways], ends)
                 for i, n0 in enumerate(range(0, N, NB)):
                     triton_backward.gradients[(programs,)](
                         *self.pairs(
