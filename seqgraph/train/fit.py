@@ -6,6 +6,7 @@ checkpoints are ours, so that they are the same with every version and strategy 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -123,6 +125,12 @@ class Module(LightningModule):
         self.norm = norm.full_tensor() if self.sharded else norm  # type: ignore[attr-defined]
 
 
+def _leave_group() -> None:
+    """Lightning leaves NCCL's group at the end, and no other; gloo's threads then abort the process at times."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def fit(
     task: Task,
     data: Dataset,
@@ -180,6 +188,8 @@ def fit(
     if conductor.finished:
         return progress
     conductor.limit()
+    if world > 1:
+        atexit.register(_leave_group)
     with _quiet():
         trainer = Trainer(
             **_trainer_arguments(config), max_epochs=config.epochs - progress.epoch, callbacks=[conductor]
