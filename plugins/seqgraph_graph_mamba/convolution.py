@@ -24,18 +24,21 @@ class GINE(nn.Module):
         norm: a BatchNorm between the MLP's linear layers.
         project: a linear layer on the edges first.
         dropout: between the MLP's layers.
+        expand: the MLP's inner width over D.
     """
 
-    def __init__(self, d_model: int, *, norm: bool = False, project: bool = False, dropout: float = 0.0) -> None:
+    def __init__(
+        self, d_model: int, *, norm: bool = False, project: bool = False, dropout: float = 0.0, expand: int = 1
+    ) -> None:
         super().__init__()
         self.eps = nn.Parameter(torch.zeros(1))
         self.edge = nn.Linear(d_model, d_model) if project else nn.Identity()
         self.mlp = nn.Sequential(
-            nn.Linear(d_model, d_model),
-            RowNorm(d_model) if norm else nn.Identity(),
+            nn.Linear(d_model, expand * d_model),
+            RowNorm(expand * d_model) if norm else nn.Identity(),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(d_model, d_model),
+            nn.Linear(expand * d_model, d_model),
         )
 
     def forward(self, x: Tensor, edge_index: Tensor, edge: Tensor) -> Tensor:

@@ -128,6 +128,17 @@ class GNNPlusConfig(GraphModelConfig):
     head_layers: PositiveInt = 4
 
 
+class GINVNConfig(GraphModelConfig):
+    """Arguments of :class:`seqgraph_graph_mamba.gin_vn.GINVN`."""
+
+    d_model: PositiveInt = 300
+    n_layers: PositiveInt = 5
+    residual: bool = False
+    dropout: float = Field(0.5, ge=0.0, lt=1.0)
+    pe: Literal["none", "rwse", "laplacian"] = "none"
+    head_layers: PositiveInt = 1
+
+
 class GPSConfig(GraphModelConfig):
     """Arguments of :class:`seqgraph_graph_mamba.gps.GPS`."""
 

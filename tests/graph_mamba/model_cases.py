@@ -8,7 +8,7 @@ from torch import nn
 from seqgraph.config import arguments
 from seqgraph.plugin import manager
 
-MODELS = ("graph-mamba", "gmn", "walk-mamba", "gnn-plus", "gps")
+MODELS = ("graph-mamba", "gmn", "walk-mamba", "gnn-plus", "gin-vn", "gps")
 VARIANTS = {
     "graph-mamba": ("graph-mamba", {}),
     "graph-mamba, both ways": ("graph-mamba", {"direction": "both", "average": "output"}),
@@ -30,6 +30,8 @@ VARIANTS = {
     "gnn-plus, normalised": ("gnn-plus", {"normalize": True}),
     "gnn-plus, gin": ("gnn-plus", {"conv": "gin"}),
     "gnn-plus, gated": ("gnn-plus", {"conv": "gated-gcn", "residual": False}),
+    "gin-vn": ("gin-vn", {}),
+    "gin-vn, published": ("gin-vn", {"residual": False, "pe": "none"}),
     "gps": ("gps", {}),
     "gps, gin": ("gps", {"mpnn": "gin", "pool": "max"}),
     "gps, attention": ("gps", {"mpnn": "none", "heads": 2}),
