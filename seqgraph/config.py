@@ -53,6 +53,8 @@ class TrainConfig(BaseModel):
     Attributes:
         epochs: passes over the training split.
         max_steps: stop after this many steps, if that is sooner.
+        seconds: train for about this long, evaluation included, if that is sooner; the schedule then follows the clock
+            and ends with it, so that how many epochs there are depends on the machine.
         weights: start from those of a run, a checkpoint or other software's file instead of anew.
         lr: peak learning rate of AdamW.
         min_lr: learning rate at the end of the cosine or linear schedule.
@@ -68,7 +70,7 @@ class TrainConfig(BaseModel):
         precision: "32", or "bf16" (autocast).
         eval_every: epochs between evaluations on the validation split.
         patience: stop after this many evaluations without improvement; null for never.
-        checkpoint_every: save ``last`` every so many steps as well as at the end of each epoch.
+        checkpoint_every: save ``last`` every so many steps as well as after each evaluation.
         accelerator: "auto" takes the GPU if there is one.
         devices: processes; more than one through ``torchrun``, which sets this itself.
         strategy: how several processes share the work; "auto" is "ddp".
@@ -80,6 +82,7 @@ class TrainConfig(BaseModel):
 
     epochs: PositiveInt = 100
     max_steps: PositiveInt | None = None
+    seconds: PositiveFloat | None = None
     weights: str | None = None
     lr: PositiveFloat = 1e-3
     min_lr: NonNegativeFloat = 0.0

@@ -66,6 +66,7 @@ class Conductor(Callback):
         self._bad: dict[str, Tensor] = {}
         self._handlers: dict[signal.Signals, Any] = {}
         self._clock = time.monotonic()
+        module.elapsed = self.elapsed
         self.latest: dict[str, float] = {}
         if state and not self.finished:
             folder.go_on(self.progress.epoch, self.progress.best_epoch)
@@ -76,7 +77,14 @@ class Conductor(Callback):
         progress, config = self.progress, self.config
         patient = config.patience is None or progress.waited < config.patience
         steps_left = config.max_steps is None or progress.step < config.max_steps
-        return progress.epoch >= config.epochs or not steps_left or not patient
+        # to the nearest whole epoch
+        half = 0.5 * progress.seconds / max(progress.epoch, 1)
+        over = config.seconds is not None and progress.seconds + half >= config.seconds
+        return progress.epoch >= config.epochs or not steps_left or not patient or over
+
+    def elapsed(self) -> float:
+        """Seconds of training and evaluation until now."""
+        return self.progress.seconds + time.monotonic() - self._clock
 
     def limit(self) -> None:
         """End this epoch's batches where ``max_steps`` ends."""
@@ -160,16 +168,19 @@ class Conductor(Callback):
             self._save_last(trainer, state)
         row = self._train_row(seconds)
         progress.epoch += 1
+        progress.seconds += seconds
         self.console.stop()
         better = self.valid is None
-        if self.valid is not None and (progress.epoch % config.eval_every == 0 or cut or self.finished):
+        last = cut or self.finished
+        due = last or progress.epoch % config.eval_every == 0
+        if self.valid is not None and due:
             self.latest = evaluate_task(self.task, self.valid, device=pl_module.device, precision=config.precision)
             if self.module.sharded:  # without a backward pass the outermost weights would stay whole
                 self.task.reshard()  # type: ignore[operator]
             row.update({f"valid_{name}": value for name, value in self.latest.items()})
             better = self._judge(self.latest)
         row["seconds"] = round(time.monotonic() - self._clock, 3)
-        progress.seconds += row["seconds"]
+        progress.seconds += row["seconds"] - seconds
         self.folder.log(row)
         self.console.end_epoch(row, config.epochs, better and self.valid is not None)
         if better:
@@ -177,11 +188,17 @@ class Conductor(Callback):
         if not cut:
             self.sampler.seek(progress.epoch)
             progress.begin_epoch()
-            self._save_last(trainer, state)
+            self._clock = time.monotonic()
+            # what comes last has been evaluated
+            last = last or (due and self.finished)
+        stop = not last and self._stopping(trainer, always=True)
+        if not cut:
+            if due or last or stop:
+                self._save_last(trainer, state)
             self.limit()
-        if cut or self.finished:
+        if last:
             trainer.should_stop = True
-        elif self._stopping(trainer, always=True):
+        elif stop:
             raise Stop
 
     def teardown(self, trainer: Trainer, pl_module: Any, stage: str) -> None:

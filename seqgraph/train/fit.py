@@ -12,7 +12,7 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,7 @@ from seqgraph.train.batching import TokenBatches, token_batches
 from seqgraph.train.callbacks import Conductor, Stop
 from seqgraph.train.console import Console
 from seqgraph.train.evaluation import sums_of
-from seqgraph.train.optimize import learning_rate, parameter_groups, undecayed
+from seqgraph.train.optimize import learning_rate, parameter_groups, timed_learning_rate, undecayed
 from seqgraph.train.state import Interrupted, Progress
 from seqgraph.train.store import RunFolder
 from seqgraph.train.task import Dataset, Task
@@ -58,6 +58,7 @@ class Module(LightningModule):
         steps = math.ceil(loader.sampler.total(0) / config.accumulate) * config.epochs  # type: ignore[attr-defined]
         self.total_steps = min(steps, config.max_steps or steps)
         self.stepped, self.norm = False, torch.zeros(())
+        self.elapsed: Callable[[], float] = lambda: 0.0  # seconds of training; the conductor has the clock
         self._sizes: list[Tensor] = []
 
     def configure_model(self) -> None:
@@ -106,7 +107,10 @@ class Module(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Set the learning rate; turn the sum of the batches' gradients into the mean over their items."""
-        rate = learning_rate(self.settings, self.progress.step, self.total_steps)
+        if self.settings.seconds is None:
+            rate = learning_rate(self.settings, self.progress.step, self.total_steps)
+        else:
+            rate = timed_learning_rate(self.settings, self.elapsed() / self.settings.seconds)
         for group in optimizer.param_groups:
             group["lr"] = rate
         self.stepped = True
@@ -158,12 +162,15 @@ def fit(
         The counts at the end.
 
     Raises:
-        ConfigError: when the machine does not have the devices that are asked for.
+        ConfigError: when the machine does not have the devices that are asked for, and for several processes with
+            ``train.seconds``.
         UserError: when the loss is not finite.
         Interrupted: when a signal came, or ``stop_after`` was reached; the state is saved.
         KeyboardInterrupt: when a second signal came; nothing is saved.
     """
     rank, world = shares(config)
+    if config.seconds is not None and world > 1:
+        raise ConfigError("train.seconds with several processes, whose clocks differ", "set train.epochs")
     progress = Progress.from_state(_mine(state, rank, world)) if state else Progress()
     loader = token_batches(
         data,

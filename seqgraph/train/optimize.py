@@ -53,3 +53,9 @@ def learning_rate(config: TrainConfig, step: int, total: int) -> float:
     done = min(1.0, (step - warmup) / max(1, total - warmup))
     left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
     return config.min_lr + (config.lr - config.min_lr) * left
+
+
+def timed_learning_rate(config: TrainConfig, share: float) -> float:
+    """The learning rate when this share, from 0, of the training's time has passed; ``warmup`` is a share too."""
+    parts = 1_000_000
+    return learning_rate(config, int(share * parts), parts)

@@ -17,7 +17,7 @@ from seqgraph.errors import CheckpointError, ConfigError
 from seqgraph.train import checkpoint
 from seqgraph.train.card import model_card
 
-_FREE = ("epochs", "max_steps", "patience", "workers", "accelerator", "devices", "checkpoint_every")
+_FREE = ("epochs", "max_steps", "seconds", "patience", "workers", "accelerator", "devices", "checkpoint_every")
 """Settings of ``train`` that may differ when a run is resumed; with the others it would be another run."""
 
 

@@ -19,7 +19,7 @@ from seqgraph.config import TrainConfig
 from seqgraph.errors import CheckpointError, ConfigError, DataError, UserError
 from seqgraph.train import checkpoint
 from seqgraph.train.batching import TokenBatches
-from seqgraph.train.optimize import learning_rate, undecayed
+from seqgraph.train.optimize import learning_rate, timed_learning_rate, undecayed
 from seqgraph.train.run import evaluate, train
 from seqgraph.train.state import Interrupted, seed_everything
 
@@ -382,6 +382,33 @@ def test_learning_rate():
     assert learning_rate(share, 9, 100) == 1.0 and learning_rate(share, 55, 100) == pytest.approx(0.5)
     flat = TrainConfig(lr=2.0, warmup=0, schedule="constant")
     assert {learning_rate(flat, step, 7) for step in range(9)} == {2.0}
+
+
+def test_a_training_by_the_clock(toy_config, tmp_path):
+    """The schedule ends when the time does, at an epoch's end that is evaluated; a stop in between costs no time."""
+    config = toy_config(train__epochs=100_000, train__seconds=1.5, train__lr=1.0, train__warmup=0, train__eval_every=7)
+    run = tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(config, output=run, quiet=True, stop_after=4)
+    train(config, output=run, resume=True, quiet=True)
+    rows = log(run)
+    assert 1.2 < sum(row["seconds"] for row in rows) < 2.5 and len(rows) < 100_000
+    rates = [row["lr"] for row in rows]
+    assert rates[0] > 0.9 and rates == sorted(rates, reverse=True) and rates[-1] < 0.05
+    assert "valid_mse" in rows[-1] and (run / "metrics.json").is_file()
+    half = TrainConfig(lr=1.0, warmup=0.5, schedule="linear")
+    assert [timed_learning_rate(half, x) for x in (0.25, 0.5, 0.75, 1, 9)] == pytest.approx(
+        [0.5, 1, 0.5, 0, 0], abs=1e-5
+    )
+
+
+def test_a_stop_between_evaluations_is_saved(toy_config, tmp_path):
+    """``last`` is saved with each evaluation, and when the run is asked to stop."""
+    train(toy_config(train__epochs=1), output=tmp_path / "one", quiet=True)
+    steps = log(tmp_path / "one")[0]["step"]
+    with pytest.raises(Interrupted):
+        train(toy_config(train__eval_every=2, train__epochs=5), output=tmp_path / "run", quiet=True, stop_after=steps)
+    assert checkpoint.read_json(tmp_path / "run" / "last" / "metrics.json")["epoch"] == 1
 
 
 def test_what_has_no_weight_decay(toy):
