@@ -38,18 +38,20 @@ def packed_attention(
     if flash is not None and query.is_cuda and half and not dropout and len(query):
         attended: Tensor = flash(query, key, value, cu_seqlens, max_length)
         return attended
-    return padded_attention(query, key, value, cu_seqlens, dropout=dropout)
+    return padded_attention(query, key, value, cu_seqlens, max_length=max_length, dropout=dropout)
 
 
-def padded_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, *, dropout: float = 0.0) -> Tensor:
-    """The same on a right-padded copy (S, L_max, 3, H, P); reads the longest length back from a GPU."""
+def padded_attention(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, *, max_length: int, dropout: float = 0.0
+) -> Tensor:
+    """The same on a right-padded copy (S, max_length, 3, H, P)."""
     whole = torch.stack([query, key, value], 1)
     if not len(whole):
         return query
     source = torch.arange(len(whole), device=whole.device)
     stream = TokenStream(whole, cu_seqlens, source)
     segment, position = stream.segment, stream.position
-    dense = whole.new_zeros(stream.num_segments, int(stream.lengths.max()), *whole.shape[1:])
+    dense = whole.new_zeros(stream.num_segments, max_length, *whole.shape[1:])
     dense = dense.index_put((segment, position), whole)
     q, k, v = dense.permute(2, 0, 3, 1, 4)  # each (S, H, L, P)
     out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)

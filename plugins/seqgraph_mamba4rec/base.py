@@ -59,10 +59,23 @@ class NextItemModel(Recommender, nn.Module):
         Returns:
             The same stream with values (T, D): token t holds what the model knows after event t.
         """
-        x = self.embed(stream)
-        for layer in self.layers:
-            x = layer(x, stream.cu_seqlens)
-        return stream.with_values(self.norm_f(x))
+        return stream.with_values(self._through(stream, None))
+
+    def read(self, stream: TokenStream, at: Tensor) -> Tensor:
+        """``self(stream).values[at]``, (P, D), without what follows the last mixer at the other tokens.
+
+        Args:
+            stream: item ids (T,), one segment a history.
+            at: some of its tokens, (P,) int64.
+        """
+        return self._through(stream, at)
+
+    def _through(self, stream: TokenStream, at: Tensor | None) -> Tensor:
+        x, last = self.embed(stream), len(self.layers) - 1
+        for i, layer in enumerate(self.layers):
+            x = layer(x, stream.cu_seqlens, max_seqlen=stream.max_seqlen, at=at if i == last else None)
+        out: Tensor = self.norm_f(x)
+        return out
 
     def embed(self, stream: TokenStream) -> Tensor:
         """The first layer's input, (T, D)."""

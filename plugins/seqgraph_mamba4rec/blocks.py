@@ -40,7 +40,7 @@ class Layer(nn.Module):
     "post": h = LN(Dropout(mixer(x)) [+ x]); out = FeedForward(h). "pre": h = x + Dropout(mixer(LN(x))).
 
     Args:
-        mixer: (x (T, D), cu_seqlens) to (T, D) within each segment.
+        mixer: (x (T, D), cu_seqlens, max_seqlen=) to (T, D) within each segment.
         d_model: D.
         d_ffn: inner width of the feed-forward part.
         dropout: on the mixer's output and twice in the feed-forward part.
@@ -64,9 +64,17 @@ class Layer(nn.Module):
         self.ffn = FeedForward(d_model, d_ffn, dropout, placement)
         self.residual, self.placement = residual, placement
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """(T, D) to (T, D)."""
-        return self.leave(x, self.mixer(self.enter(x), cu_seqlens))
+    def forward(
+        self, x: Tensor, cu_seqlens: Tensor, *, max_seqlen: int | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """(T, D) to (T, D); to (P, D) where only the tokens ``at``, (P,) int64, are asked for.
+
+        ``max_seqlen``: no segment is longer than this, where the host knows it.
+        """
+        mixed = self.mixer(self.enter(x), cu_seqlens, max_seqlen=max_seqlen)
+        if at is not None:
+            x, mixed = x.index_select(0, at), mixed.index_select(0, at)
+        return self.leave(x, mixed)
 
     def enter(self, x: Tensor) -> Tensor:
         """What the mixer reads, of the tokens x (T, D)."""

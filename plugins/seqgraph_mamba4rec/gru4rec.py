@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from seqgraph.stream import TokenStream
 from seqgraph_mamba4rec.base import NextItemModel
@@ -49,3 +49,7 @@ class GRU4Rec(NextItemModel):
         dense, _ = x.to_dense()
         hidden, _ = self.gru(dense)
         return stream.with_values(self.out_proj(hidden[stream.segment, stream.position]))
+
+    def read(self, stream: TokenStream, at: Tensor) -> Tensor:
+        """``self(stream).values[at]``, (P, D)."""
+        return self(stream).values[at]

@@ -38,8 +38,8 @@ class LinearRecurrentUnit(nn.Module):
         for parameter in (self.nu_log, self.theta_log, self.gamma_log, self.D):
             parameter._no_weight_decay = True  # type: ignore[attr-defined]
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """(T, D) to (T, D), causal within the segments of cu_seqlens (S + 1,)."""
+    def forward(self, x: Tensor, cu_seqlens: Tensor, *, max_seqlen: int | None = None) -> Tensor:
+        """(T, D) to (T, D), causal within the segments of cu_seqlens (S + 1,), however long."""
         real, imaginary = self.in_proj(x).float().chunk(2, -1)
         log_step = torch.complex(-self.nu_log.exp().float(), self.theta_log.exp().float())
         h = recur(torch.complex(real, imaginary) * self.gamma_log.exp(), log_step, cu_seqlens)

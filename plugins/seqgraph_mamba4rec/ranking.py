@@ -30,8 +30,9 @@ def rank_of(scores: Tensor, target: Tensor) -> Tensor:
     Returns:
         (S,) int64.
     """
-    own = scores.gather(1, target[:, None])  # (S, 1)
-    return (~(scores < own)).sum(1)
+    below = scores < scores.gather(1, target[:, None])
+    # Counted as bytes: on a CPU half the time of counting bools.
+    return scores.shape[1] - below.view(torch.uint8).sum(1)
 
 
 def without_seen(scores: Tensor, seen: TokenStream) -> Tensor:

@@ -31,11 +31,12 @@ class CausalAttention(nn.Module):
         self.in_proj = nn.Linear(d_model, 3 * d_model)
         self.out_proj = nn.Linear(d_model, d_model)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """(T, D) to (T, D)."""
+    def forward(self, x: Tensor, cu_seqlens: Tensor, *, max_seqlen: int | None = None) -> Tensor:
+        """(T, D) to (T, D); no segment is longer than ``max_seqlen``, where the host knows it."""
         query, key, value = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1)).unbind(1)  # (T, H, P)
         dropout = self.p if self.training else 0.0
-        out = packed_attention(query, key, value, cu_seqlens, max_length=self.max_length, dropout=dropout)
+        longest = self.max_length if max_seqlen is None else max_seqlen
+        out = packed_attention(query, key, value, cu_seqlens, max_length=longest, dropout=dropout)
         return self.out_proj(out.flatten(1))
 
 

@@ -84,7 +84,10 @@ class NextItem(Task):
 
     def training_step(self, batch: HistoryBatch) -> dict[str, Tensor]:
         """Mean loss over the batch's predictions."""
-        return self._loss(self.model(batch.stream).values[batch.at], batch.target)
+        stream, model = batch.stream, cast(Any, self.model)
+        # Sizes are known without waiting for a GPU; gathering every token would cost a sort of them backwards.
+        every = len(batch.at) == stream.num_tokens
+        return self._loss(model(stream).values if every else model.read(stream, batch.at), batch.target)
 
     def _loss(self, hidden: Tensor, target: Tensor) -> dict[str, Tensor]:
         items, size = self._items(), torch.tensor(len(target))

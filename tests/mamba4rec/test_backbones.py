@@ -62,6 +62,18 @@ def test_packed_is_one_by_one(name):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
+def test_reading_some_tokens_is_reading_all_and_choosing(name):
+    model, stream = loud(CAUSAL[name]).double(), TokenStream.from_ragged(histories(9, 1, 0, 6))
+    at = torch.tensor([3, 8, 9, 15])
+    everywhere, there = model(stream).values[at], model.read(stream, at)
+    torch.testing.assert_close(there, everywhere, atol=1e-12, rtol=1e-10)
+    up = torch.randn(4, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for a, b in zip(torch.autograd.grad(there, parameters, up), torch.autograd.grad(everywhere, parameters, up)):
+        torch.testing.assert_close(a, b, atol=1e-11, rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
 def test_no_position_sees_its_future_and_no_history_its_neighbours(name):
     model = loud(CAUSAL[name])
     stream = TokenStream.from_ragged(histories(9, 1, 6))
@@ -132,10 +144,10 @@ def test_padding_never_leaks_into_attention():
     """What stands beyond a segment's end in the dense copy is poison."""
     q = torch.randn(9, 2, 8)
     cu = torch.tensor([0, 2, 9], dtype=torch.int32)
-    clean = attention.padded_attention(q, q, q, cu)
+    clean = attention.padded_attention(q, q, q, cu, max_length=7)
     poisoned = q.clone()
     poisoned[2:] = torch.nan
-    assert torch.equal(attention.padded_attention(poisoned, poisoned, poisoned, cu)[:2], clean[:2])
+    assert torch.equal(attention.padded_attention(poisoned, poisoned, poisoned, cu, max_length=7)[:2], clean[:2])
 
 
 def test_ragged_flash_is_asked_for_causal_attention():
@@ -170,7 +182,7 @@ def test_ragged_flash_on_a_gpu(dtype):
     rows = [t.to("cuda", dtype).requires_grad_() for t in (q, k, v)]
     out = attention.packed_attention(*rows, cu.cuda(), max_length=200)
     exact = [t.detach().double().cpu().requires_grad_() for t in rows]
-    wanted = attention.padded_attention(*exact, cu)
+    wanted = attention.padded_attention(*exact, cu, max_length=200)
     torch.testing.assert_close(out.double().cpu(), wanted, atol=2e-2, rtol=2e-2)
     up = torch.randn(200, 2, 32, generator=g)
     ours = torch.autograd.grad(out, rows, up.to("cuda", dtype))
