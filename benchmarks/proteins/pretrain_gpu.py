@@ -1,13 +1,19 @@
-"""LC-PLM beside ESM-2 of the same size: the same proteins, task, token budget and optimiser; learning rates by search.
+"""LC-PLM beside ESM-2 of the same size: the same proteins, task, tokens and optimiser; learning rates by search.
 
-    python benchmarks/proteins/pretrain_gpu.py tune  --data swissprot.tsv.xz --out OUT --steps 600 --lrs 1e-3 2e-3 4e-3
-    python benchmarks/proteins/pretrain_gpu.py final --data swissprot.tsv.xz --out OUT --steps 4000 --seeds 0 1 \
-        --lr lc-plm-8m=4e-3 esm2-8m=2e-3
+    python benchmarks/proteins/pretrain_gpu.py pack  --data swissprot_2014_01.tsv.xz --out proteins.tsv.xz
+    python benchmarks/proteins/pretrain_gpu.py tune  --data proteins.tsv.xz --work WORK --out OUT --limit 150 --mps
+    python benchmarks/proteins/pretrain_gpu.py final --data proteins.tsv.xz --work WORK --out OUT --limit 520 --mps
 
-The table holds cluster, split and sequence under these names (``pack`` makes it from swissprot2014). Trainings come one
-after another; each begins only if it should end within ``--limit`` seconds, by the time of those before. A line is
-printed and written to OUT/results.jsonl after each, with the loss by length of the held-out proteins; the best weights
-of ``final`` are kept in fp16 where they have at most 16 MiB. ``--resume`` leaves out the trainings that OUT names.
+``pack`` keeps every held-out protein and one of each of so many training clusters, drawn by a fixed seed. ``tune``
+trains each model at each rate without the test proteins and notes the rate with the lowest validation loss in
+WORK/tuned.json; ``final`` trains each model with it for every seed and tests it. All trainings run at once, a process
+each. They first measure their speed, all together and then the slower model's alone; from that follows one number of
+steps for all that ends within ``--limit`` seconds, cosine and test included. What has not ended by then is stopped as
+by Ctrl-C, evaluated where it stands and marked. ``--resume`` goes on with what is in WORK, with the same steps.
+
+OUT gets tune.json or final.json, and of ``final`` the weights with the lowest validation loss of each model in fp16,
+PRESET.tar, where they have at most 16 MiB. ESM-2 is fair-esm's class: proteins of a batch sorted by length and padded,
+its attention computed by torch's fused kernels, which is the same function.
 """
 
 from __future__ import annotations
@@ -16,169 +22,385 @@ import argparse
 import json
 import lzma
 import shutil
+import signal
 import sys
+import tarfile
 import time
 from pathlib import Path
+from random import Random
 from typing import Any
 
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.proteins.processes import end, environment, sharing, start, tail
+
 BINS = ("loss_to_256", "loss_to_512", "loss_to_1024", "loss_to_2048", "loss_to_4096", "loss_over_4096")
-LARGEST = 16 << 20  # bytes of the weights that are kept
+FAMILIES = ("lc-plm", "esm2")
+LARGEST = 16 << 20  # bytes of weights that come back
+TOLD = ("steps", "tokens", "complete", "seconds", "tokens_per_second", "peak_gib")
 
 
-def pack(source: Path, target: Path, members: int) -> None:
-    """Of swissprot_2014_01.tsv.xz every held-out protein, and so many distinct members of each training cluster."""
-    rows, taken, seen, numbers = [], {}, set(), {}
+# ---------------------------------------------------------------------- data
+def pack(source: Path, target: Path, clusters: int, longest: int) -> None:
+    """Of swissprot_2014_01.tsv.xz every held-out protein, and the first of each of so many training clusters."""
+    held, first = [], {}
     with lzma.open(source, "rt", encoding="ascii") as lines:
         for line in lines:
             _, cluster, split, sequence = line.rstrip("\n").split("\t")
-            if split == "train":
-                if taken.get(cluster, 0) >= members or (cluster, sequence) in seen:
-                    continue
-                taken[cluster] = taken.get(cluster, 0) + 1
-                seen.add((cluster, sequence))
-            rows.append((split, numbers.setdefault(cluster, len(numbers)), sequence))
-    rows.sort(key=lambda row: row[:2])
-    text = "cluster\tsplit\tsequence\n" + "".join(f"{c}\t{split}\t{sequence}\n" for split, c, sequence in rows)
+            if split != "train":
+                held.append((cluster, split, sequence))
+            elif cluster not in first:
+                first[cluster] = (cluster, split, sequence[:longest])
+    kept = Random(0).sample(list(first.values()), min(clusters, len(first)))
+    number: dict[str, int] = {}
+    rows = [(str(number.setdefault(cluster, len(number))), split, text) for cluster, split, text in kept + held]
+    text = "cluster\tsplit\tsequence\n" + "".join("\t".join(row) + "\n" for row in rows)
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "lc": 0, "pb": 0}]
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(lzma.compress(text.encode("ascii"), preset=6))
-    print(f"{len(rows)} proteins, {sum(len(row[2]) for row in rows)} residues, {target.stat().st_size} bytes")
+    target.write_bytes(lzma.compress(text.encode("ascii"), filters=filters))
+    print(f"{len(kept):,} of {len(first):,} training clusters, {sum(len(row[2]) for row in kept):,} residues; "
+          f"{len(held):,} held-out proteins; {target.stat().st_size:,} bytes")  # fmt: skip
 
 
-def jobs(options: argparse.Namespace) -> list[tuple[str, float, int]]:
-    """(preset, learning rate, seed) of each training, both models in turn."""
-    presets = [f"{family}-{size}" for size in options.sizes for family in ("lc-plm", "esm2")]
-    if options.stage == "tune":
-        return [(preset, rate, options.seeds[0]) for rate in options.lrs for preset in presets]
-    chosen = dict(text.split("=") for text in options.lr)
-    if missing := [preset for preset in presets if preset not in chosen]:
-        sys.exit(f"--lr lacks {', '.join(missing)}: write --lr {missing[0]}=2e-3")
-    return [(preset, float(chosen[preset]), seed) for seed in options.seeds for preset in presets]
+def prepare(source: Path | None, work: Path) -> None:
+    """The table as text, and once more without the test proteins, for the search."""
+    whole, searched = work / "final.tsv", work / "tune.tsv"
+    if whole.is_file() and searched.is_file():
+        return
+    if source is None or not source.is_file():
+        sys.exit(f"{whole} is not there: give the packed table by --data")
+    work.mkdir(parents=True, exist_ok=True)
+    text = lzma.decompress(source.read_bytes()).decode("ascii") if source.suffix == ".xz" else source.read_text()
+    whole.write_text(text)
+    searched.write_text("".join(line for line in text.splitlines(keepends=True) if line.split("\t")[1] != "test"))
 
 
-def train(preset: str, rate: float, seed: int, table: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """One training, and what is to be said of it."""
+# ---------------------------------------------------------------------- one training
+def wait(path: Path) -> dict[str, Any]:
+    """What a file says, once it is there."""
+    while not path.is_file():
+        time.sleep(0.02)
+    return json.loads(path.read_text())
+
+
+def say(path: Path, what: Any) -> None:
+    """Write a file, whole or not at all."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(what) + "\n")
+    new.replace(path)
+
+
+def one(folder: Path) -> None:
+    """The training that FOLDER/job.json describes: its speed, the number of steps from the runner, and the result."""
     import torch
 
-    import seqgraph as sg
+    from seqgraph.config import load_config
+    from seqgraph.errors import UserError
+    from seqgraph.train.run import evaluate, train
+    from seqgraph.train.state import Interrupted
 
-    name = f"{preset}-lr{rate:g}-seed{seed}"
-    run = options.work / name
-    if run.exists():
-        shutil.rmtree(run)
-    words = [
-        f"data.path={table}", "data.columns=null", f"train.lr={rate}", f"train.max_steps={options.steps}",
-        f"train.eval_every={options.eval_every}", f"seed={seed}", *options.set,
-    ]  # fmt: skip
+    # The trainer stops at the runner's signal; the tests that follow a training go on to their end.
+    signal.signal(signal.SIGINT, lambda *_: None)
+    job = json.loads((folder / "job.json").read_text())
+    if not (folder.parent / "plan.json").is_file():
+        measure(load_config(job["preset"], job["overrides"]), folder)
+    steps = wait(folder.parent / "plan.json")["steps"]
+    config, run = load_config(job["preset"], [*job["overrides"], f"train.max_steps={steps}"]), folder / "run"
+    again = (run / "last").is_dir()
+    if not again:
+        shutil.rmtree(run, ignore_errors=True)
+    began, complete, failed = time.monotonic(), True, ""
+    try:
+        train(config, output=run, resume=again, quiet=True)
+    except Interrupted:
+        complete = False
+    except UserError as error:  # a rate too large: the loss is not finite
+        complete, failed = False, str(error)
+    lines = (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").is_file() else []
+    log = [json.loads(line) for line in lines]
+    found: dict[str, Any] = {"valid": {}, "test": {}, "baseline": {}}
+    if (run / "metrics.json").is_file():
+        found = json.loads((run / "metrics.json").read_text())
+    elif (run / "last").is_dir() and not failed:
+        for split in ("valid",) if job["stage"] == "tune" else ("valid", "test"):
+            found[split] = evaluate(run / "last", split)
     cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    result = sg.train(preset, words, output=run, quiet=not options.verbose)
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    # The first epoch compiles kernels; a rate is of the last.
-    speed = {key: log[-1].get(key) for key in ("tokens_per_second", "tflop_per_second", "utilisation")}
-    kept = json.loads((run / "metrics.json").read_text())
-    found = {
-        "preset": preset, "lr": rate, "seed": seed, "steps": log[-1]["step"],
-        "seconds": round(time.perf_counter() - began, 1), **speed,
+    reached = json.loads((run / "last" / "metrics.json").read_text()) if (run / "last").is_dir() else {}
+    say(folder / "result.json", {
+        **{key: job[key] for key in ("preset", "lr", "seed")}, "steps": found.get("steps", reached.get("steps", 0)),
+        "planned": steps, "complete": complete, "failed": failed, "seconds": round(time.monotonic() - began, 1),
+        **{key: log[-1].get(key) for key in ("tokens_per_second", "tflop_per_second") if log},
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "valid": kept["valid"], "test": result.metrics[0], "unigram": kept["baseline"].get("loss"),
-        "log": [{key: row[key] for key in ("step", "train_loss", "valid_loss") if key in row} for row in log],
+        "parameters": json.loads((run / "config.json").read_text())["facts"]["parameters"],
+        "valid": found["valid"], "test": found["test"], "unigram": found["baseline"].get("loss"),
+        "curve": [[row["step"], round(row["train_loss"], 4), round(row.get("valid_loss", 0), 4)] for row in log],
+        "tokens": tokens_of(config, found.get("steps", reached.get("steps", 0))),
+    })  # fmt: skip
+
+
+def measure(config: Any, folder: Path) -> None:
+    """Take training steps until the runner has a plan, and say how many tokens a second in each of its windows."""
+    from itertools import cycle, islice
+
+    import torch
+
+    from seqgraph.train.batching import token_batches
+    from seqgraph.train.fit import device_type
+    from seqgraph.train.optimize import parameter_groups, undecayed
+    from seqgraph.train.run import build_data, build_task
+
+    data = build_data(config)
+    device = torch.device(device_type(config.train))
+    task = build_task(config, data)[0].to(device).train()
+    loader = token_batches(data, "train", config.train.max_tokens, shuffle=True, seed=config.seed[0])
+    batches = [batch.to(device) for batch in islice(loader, 8)]
+    mean = sum(batch.num_tokens for batch in batches) / len(batches)
+    fused = device.type == "cuda" or None
+    optimizer = torch.optim.AdamW(parameter_groups(task, 0.01, undecayed(task)), lr=1e-5, fused=fused)
+    endless = cycle(batches)
+
+    def step() -> int:
+        batch = next(endless)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            loss = task.training_step(batch)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return batch.num_tokens
+
+    for _ in range(len(batches)):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    say(folder / "warm.json", {"tokens": mean})
+    plan, window = folder.parent / "plan.json", 0
+    while not plan.is_file():
+        asked = folder.parent / f"window-{window}.json"
+        if not asked.is_file():
+            time.sleep(0.02)
+            continue
+        told = json.loads(asked.read_text())
+        if folder.name in told["who"]:
+            began, done = time.monotonic(), 0
+            while time.monotonic() < told["until"]:
+                done += step()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            say(folder / f"rate-{window}.json", {"rate": done / (time.monotonic() - began)})
+        window += 1
+
+
+def tokens_of(config: Any, steps: int) -> int:
+    """Tokens in the first so many steps."""
+    from seqgraph.train.batching import token_batches
+    from seqgraph.train.run import build_data
+
+    data = build_data(config)
+    sampler: Any = token_batches(data, "train", config.train.max_tokens, shuffle=True, seed=config.seed[0]).sampler
+    total, epoch = 0, 0
+    while steps > 0:
+        sampler.seek(epoch)
+        many = min(steps, sampler.total())
+        total += sum(sampler.tokens(i) for i in range(many))
+        steps, epoch = steps - many, epoch + 1
+    return total
+
+
+# ---------------------------------------------------------------------- all of them
+def jobs_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Each training by name: its preset, rate, seed and overrides."""
+    presets = [f"{family}-{options.size}" for family in FAMILIES]
+    if options.stage == "tune":
+        wanted = [(preset, rate, options.seeds[0]) for rate in options.rates for preset in presets]
+    else:
+        given = dict(text.split("=") for text in options.lr)
+        note = options.work / "tuned.json"
+        tuned = json.loads(note.read_text()) if note.is_file() else {}
+        if missing := [preset for preset in presets if preset not in {**tuned, **given}]:
+            sys.exit(f"{note} has no rate of {', '.join(missing)}: tune first, or --lr {missing[0]}=2e-3")
+        wanted = [(p, float(given.get(p, tuned.get(p))), seed) for seed in options.seeds for p in presets]
+    table = options.work.resolve() / f"{options.stage}.tsv"
+    every = 1000 if options.stage == "tune" else 1
+    fixed = [f"data.path={table}", "data.columns=null", f"train.max_tokens={options.tokens}", "train.epochs=1000",
+             f"train.eval_every={every}", "train.checkpoint_every=500", "train.workers=1", *options.set]  # fmt: skip
+    return {
+        f"{preset}-lr{rate:g}-seed{seed}": {
+            "stage": options.stage, "preset": preset, "lr": rate, "seed": seed,
+            "overrides": [f"train.lr={rate}", f"seed={seed}", *fixed],
+        }
+        for preset, rate, seed in wanted
     }  # fmt: skip
-    if options.stage == "final":
-        keep(run / "best", options.out / name)
-    return found
 
 
-def keep(best: Path, target: Path) -> None:
-    """The best weights in fp16 and what is needed to load them, unless that is too large."""
+def planned(all_of: dict[str, float], slow_of: dict[str, float], seconds: float, tokens: float) -> int:
+    """Steps that all trainings can take in so many seconds.
+
+    Args:
+        all_of: tokens a second of each while all run.
+        slow_of: of the slower ones, once the faster ones have ended.
+        seconds: that there are.
+        tokens: of a step.
+    """
+    slow = min(all_of[name] for name in slow_of)
+    fast = min((rate for name, rate in all_of.items() if name not in slow_of), default=float("inf"))
+    alone = max(min(slow_of.values()), slow)
+    # N tokens: N / fast seconds at the rate ``slow``, and what is left at ``alone``
+    return max(20, int(alone * seconds / (1 + (alone - slow) / fast) / tokens))
+
+
+def calibrate(folder: Path, names: list[str], windows: tuple[float, float], until: float, budget: float) -> int:
+    """The number of steps, once every process is warm. ``budget``: the time at which all should have trained."""
+
+    def rates(number: int, who: list[str], seconds: float) -> dict[str, float]:
+        say(folder / f"window-{number}.json", {"who": who, "until": time.monotonic() + seconds})
+        return {name: _read(folder / name / f"rate-{number}.json", until)["rate"] for name in who}
+
+    warm = [_read(folder / name / "warm.json", until)["tokens"] for name in names]
+    all_of = rates(0, names, windows[0])
+    mean = {f: [r for name, r in all_of.items() if name.startswith(f)] for f in FAMILIES}
+    slowest = min((f for f in FAMILIES if mean[f]), key=lambda f: sum(mean[f]) / len(mean[f]))
+    slow_of = rates(1, [name for name in names if name.startswith(slowest)], windows[1])
+    seconds = budget - time.monotonic()
+    steps = planned(all_of, slow_of, seconds, sum(warm) / len(warm))
+    say(folder / "plan.json", {"steps": steps, "together": all_of, "slower alone": slow_of, "seconds": seconds})
+    return steps
+
+
+def _read(path: Path, until: float) -> dict[str, Any]:
+    while not path.is_file():
+        if time.monotonic() > until:
+            raise TimeoutError(f"{path.parent.name} is not ready:\n{tail(path.parent / 'log.txt')}")
+        time.sleep(0.02)
+    return json.loads(path.read_text())
+
+
+def run_all(options: argparse.Namespace, began: float) -> list[dict[str, Any]]:
+    """Train everything at once; the results of what ended."""
+    deadline, folder = began + options.limit, options.work.resolve() / options.stage
+    if not options.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    jobs = jobs_of(options)
+    for name, job in jobs.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        say(folder / name / "job.json", job)
+    waiting = [name for name in jobs if not _done(folder / name / "result.json")]
+    with sharing(options.mps, folder / ".mps") as shared:
+        env = {**environment(), **shared}
+        commands = {n: [sys.executable, __file__, "one", "--work", str(folder / n)] for n in waiting}
+        processes = [start(command, folder / n / "log.txt", env) for n, command in commands.items()]
+        try:
+            if waiting and not (folder / "plan.json").is_file():
+                budget = deadline - options.reserve
+                budget -= options.margin * (budget - time.monotonic())
+                steps = calibrate(folder, waiting, tuple(options.windows), deadline - options.reserve, budget)
+                print(f"{steps} steps of {options.tokens:,} tokens, {time.monotonic() - began:.0f} s in", flush=True)
+            while any(process.poll() is None for process in processes) and time.monotonic() < deadline - options.stop:
+                time.sleep(0.1)
+        except TimeoutError as error:
+            print(error)
+        finally:
+            end(processes, max(1.0, deadline - 2 - time.monotonic()))
+    results = []
+    for name in jobs:
+        file = folder / name / "result.json"
+        if file.is_file():
+            results.append(json.loads(file.read_text()))
+        else:
+            print(f"--- {name} has no result:\n{tail(folder / name / 'log.txt')}", flush=True)
+    return results
+
+
+def _done(result: Path) -> bool:
+    found = json.loads(result.read_text()) if result.is_file() else {}
+    return bool(found.get("complete") or found.get("failed"))
+
+
+def best_of(results: list[dict[str, Any]], preset: str) -> dict[str, Any] | None:
+    """The result with the lowest validation loss; whole trainings before those that were stopped."""
+    mine = [r for r in results if r["preset"] == preset and r["valid"].get("loss") is not None]
+    return min(mine, key=lambda r: (not r["complete"], r["valid"]["loss"]), default=None)
+
+
+def keep(run: Path, target: Path) -> int:
+    """The weights in fp16 and what is needed to load them, as a folder; its bytes of tensors."""
     from seqgraph.train.checkpoint import read_tensors, write_tensors
 
+    best = run / "best" if (run / "best").is_dir() else run / "last"
     whole = read_tensors(best / "model.safetensors")
     # A tied head is one tensor, and stays one.
     half = {id(value): value.half() if value.is_floating_point() else value for value in whole.values()}
-    if sum(value.nbytes for value in half.values()) > LARGEST:
-        return
     target.mkdir(parents=True, exist_ok=True)
     write_tensors(target / "model.safetensors", {name: half[id(value)] for name, value in whole.items()})
     for name in ("config.json", "assets.json", "metrics.json", "MODEL_CARD.md"):
         shutil.copy(best / name, target / name)
+    return sum(value.nbytes for value in half.values())
 
 
 def table_of(results: list[dict[str, Any]]) -> str:
     """A row for each training: loss of all held-out proteins and by length, and speed."""
-    head = "| model | lr | seed | steps | valid | test | ≤256 | 512 | 1k | 2k | 4k | >4k "
-    lines = [head + "| tokens/s | TFLOP/s | of peak | GiB |"]
-    lines.append("|---" * 16 + "|")
+    head = ["model", "lr", "seed", "valid", "test", "≤256", "512", "1k", "2k", "4k", ">4k", *TOLD]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for r in results:
-        bins = [f"{r['test'][name]:.3f}" if name in r["test"] else "" for name in BINS]
-        cells = [
-            r["preset"],
-            f"{r['lr']:g}",
-            r["seed"],
-            r["steps"],
-            f"{r['valid']['loss']:.4f}",
-            f"{r['test']['loss']:.4f}",
-            *bins,
-        ]
-        share = f"{r['utilisation']:.1%}" if r["utilisation"] else ""
-        cells += [f"{r['tokens_per_second']:,.0f}", r["tflop_per_second"], share, r["peak_gib"]]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        shown = [r["valid"].get("loss"), r["test"].get("loss"), *(r["test"].get(name) for name in BINS)]
+        cells = [r["preset"], f"{r['lr']:g}", r["seed"], *("" if v is None else f"{v:.4f}" for v in shown)]
+        lines.append("| " + " | ".join(map(str, [*cells, *(r[key] for key in TOLD)])) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
     """See the module."""
+    began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["pack", "tune", "final"])
-    parser.add_argument("--data", type=Path, required=True, help="the packed table; for pack: swissprot_2014_01.tsv.xz")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results; for pack: the table to write")
-    parser.add_argument("--members", type=int, default=2, help="pack: proteins of each training cluster")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/pretrain"), help="folder of the runs")
-    parser.add_argument("--sizes", nargs="+", default=["8m"], choices=["8m", "35m"])
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--eval-every", type=int, default=2, help="epochs between evaluations")
-    parser.add_argument("--lrs", nargs="+", type=float, default=[1e-3, 2e-3, 4e-3])
-    parser.add_argument("--lr", nargs="+", default=[], metavar="PRESET=LR", help="final: the rate of each preset")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--tokens", type=int, default=65536, help="of a step")
-    parser.add_argument("--limit", type=float, default=560, help="seconds for everything")
+    parser.add_argument("stage", choices=["pack", "tune", "final", "one"])
+    parser.add_argument("--data", type=Path, help="the packed table; for pack: swissprot_2014_01.tsv.xz")
+    parser.add_argument("--out", type=Path, help="folder of the results; for pack: the table to write")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/work/protein"), help="folder of tables and runs")
+    parser.add_argument("--clusters", type=int, default=78_000, help="pack: of the 126,357 training clusters")
+    parser.add_argument("--longest", type=int, default=1022, help="pack: training proteins are cut to it")
+    parser.add_argument("--size", default="8m", choices=["8m", "35m"])
+    parser.add_argument("--rates", nargs="+", type=float, default=[8e-4, 2e-3, 5e-3], help="tune: learning rates")
+    parser.add_argument("--lr", nargs="+", default=[], metavar="PRESET=LR", help="final: instead of the tuned rates")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--tokens", type=int, default=32768, help="of a step")
+    parser.add_argument("--limit", type=float, default=520, help="seconds for everything")
+    parser.add_argument("--reserve", type=float, default=30, help="of them for tests and what is written")
+    parser.add_argument("--stop", type=float, default=16, help="seconds before the limit when trainings are stopped")
+    parser.add_argument("--margin", type=float, default=0.1, help="share of the time that the plan leaves unused")
+    parser.add_argument("--windows", nargs=2, type=float, default=[8, 5], help="seconds of measuring: all, the slower")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more overrides, for both models")
-    parser.add_argument("--resume", action="store_true", help="leave out what OUT/results.jsonl has already")
-    parser.add_argument("--verbose", action="store_true")
+    parser.add_argument("--mps", action="store_true", help="the processes' kernels run side by side")
+    parser.add_argument("--resume", action="store_true", help="go on with the trainings in WORK")
     options = parser.parse_args()
-    if options.stage == "pack":
-        pack(options.data, options.out, options.members)
+    if options.stage == "one":
+        one(options.work)
         return
-    began = time.perf_counter()
-    options.set = [f"train.max_tokens={options.tokens}", "train.epochs=1000", *options.set]
+    if options.stage == "pack":
+        pack(options.data, options.out, options.clusters, options.longest)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.out.mkdir(parents=True, exist_ok=True)
-    options.work.mkdir(parents=True, exist_ok=True)
-    table = options.work / "proteins.tsv"
-    if options.data.suffix == ".xz":
-        table.write_bytes(lzma.decompress(options.data.read_bytes()))
-    else:
-        table = options.data.resolve()
-    file = options.out / "results.jsonl"
-    results = [json.loads(line) for line in file.read_text().splitlines()] if options.resume and file.exists() else []
-    done = {(r["preset"], r["lr"], r["seed"]) for r in results}
-    for preset, rate, seed in jobs(options):
-        if (preset, rate, seed) in done:
-            continue
-        like = [r["seconds"] for r in results if r["preset"] == preset and r["steps"] == options.steps]
-        left = options.limit - (time.perf_counter() - began)
-        if left < max(like, default=20):
-            print(
-                f"{preset} lr {rate:g} seed {seed}: left out, {left:.0f} s left, {max(like, default=20):.0f} s needed"
-            )
-            continue
-        results.append(train(preset, rate, seed, table, options))
-        file.write_text("".join(json.dumps(r) + "\n" for r in results))
-        r = results[-1]
-        print(f"{preset} lr {rate:g} seed {seed}: test {r['test']['loss']:.4f}, valid {r['valid']['loss']:.4f}, "
-              f"{r['tokens_per_second']:,.0f} tokens/s, {r['seconds']:.0f} s", flush=True)  # fmt: skip
-    print("\n" + table_of(results))
+    prepare(options.data, options.work)
+    results = run_all(options, began)
+    plan = options.work / options.stage / "plan.json"
+    said = {
+        "command": sys.argv, "results": results, "wall": round(time.monotonic() - began, 1),
+        "plan": json.loads(plan.read_text()) if plan.is_file() else {},
+    }  # fmt: skip
+    best = {p: r for p in dict.fromkeys(r["preset"] for r in results) if (r := best_of(results, p))}
+    if options.stage == "tune":
+        said["chosen"] = {preset: r["lr"] for preset, r in best.items()}
+        say(options.work / "tuned.json", said["chosen"])
+    say(options.out / f"{options.stage}.json", said)
+    if options.stage == "final":
+        for preset, r in best.items():
+            name = f"{preset}-lr{r['lr']:g}-seed{r['seed']}"
+            half = options.work / "half" / preset
+            if keep(options.work / "final" / name / "run", half) <= LARGEST:
+                with tarfile.open(options.out / f"{preset}.tar", "w") as archive:
+                    archive.add(half, preset)
+    print(table_of(results) + "".join(f"\n{p}: lr {r['lr']:g}, seed {r['seed']}" for p, r in best.items()))
 
 
 if __name__ == "__main__":

@@ -108,6 +108,7 @@ def interactions(
     seeds: Sequence[int] = (0, 1, 2),
     limit: int | None = None,
     device: str = "cpu",
+    simple: bool = True,
 ) -> list[Row]:
     """Micro-F1 of the kinds of interaction in SHS27k by a linear probe on pairs, averaged over splits of some seeds.
 
@@ -120,6 +121,7 @@ def interactions(
         seeds: of the splits.
         limit: of edges.
         device: of the probes.
+        simple: whether the trivial answer and features that need no model stand beside them.
     """
     from sklearn.metrics import f1_score
 
@@ -134,8 +136,8 @@ def interactions(
     place[used] = np.arange(len(used))
     texts = [graph.sequences[i] for i in used]
     features: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = []
-    simple: list[Source] = [KMers(1), KMers(2)]
-    for source in [*simple, *sources]:
+    without: list[Source] = [KMers(1), KMers(2)] if simple else []
+    for source in [*without, *sources]:
         features.append((source.name, partial(_same, np.asarray(source.means(texts)))))
     for embedded in sources:
         if getattr(embedded.model, "vocab_size", 0) >= LINKED:
@@ -150,7 +152,7 @@ def interactions(
             valid = rest[np.random.default_rng(seed).permutation(len(rest))[: len(rest) // 10]]
             train = np.setdiff1d(rest, valid)
             common = np.broadcast_to(labels[train].mean(0) > 0.5, labels[test].shape)
-            found = {("none", "commonest kinds"): common}
+            found = {("none", "commonest kinds"): common} if simple else {}
             for name, make in features:
                 values = make(test)
                 x = {k: pair_features(values, place[edges[:, part]]) for k, part in
@@ -212,10 +214,16 @@ def _beside(source: Embeddings, graph: InteractionGraph, used: np.ndarray) -> Ca
 
 
 def yeast(
-    root: Path, sources: Sequence[Embeddings], *, limit: int | None = None, device: str = "cpu", folds: int = 5
+    root: Path,
+    sources: Sequence[Embeddings],
+    *,
+    limit: int | None = None,
+    device: str = "cpu",
+    folds: int = 5,
+    simple: bool = True,
 ) -> list[Row]:
     """Accuracy of which of Guo's yeast pairs interact: pairs in five folds, as published, and proteins in five folds,
-    of which a test pair has both proteins in the held-out one and a training pair none."""
+    of which a test pair has both proteins in the held-out one and a training pair none. Arguments as elsewhere."""
     known = dict(read_sequences(root / YEAST[1]))
     index = {name: number for number, name in enumerate(known)}
     with sets.opened(root / YEAST[0]) as lines:
@@ -238,12 +246,12 @@ def yeast(
     }
     rows = []
     strength: dict[tuple[str, str], float] = {}
-    for name, plan in plans.items():
+    for name, plan in plans.items() if simple else ():
         size = sum(int(test.sum()) for test, _ in plan)
         right = sum(int((labels[test] == (labels[train].mean() > 0.5)).sum()) for test, train in plan)
         rows.append(Row("yeast pairs", name, "none", "commonest", "accuracy", right / size, size))
-    simple: list[Source] = [KMers(1), KMers(2)]
-    for source in [*simple, *sources]:
+    without: list[Source] = [KMers(1), KMers(2)] if simple else []
+    for source in [*without, *sources]:
         x = pair_features(np.asarray(source.means(texts)), place[pairs])
         for name, plan in plans.items():
             right = 0
@@ -269,6 +277,7 @@ def function(
     device: str = "cpu",
     least: int = 50,
     longest: int = 2000,
+    simple: bool = True,
 ) -> list[Row]:
     """F-max of GO's molecular functions: one protein of each training cluster of Swiss-Prot, and its test proteins.
 
@@ -279,6 +288,7 @@ def function(
         device: of the probes.
         least: terms of fewer training proteins are left out.
         longest: longer training proteins are left out.
+        simple: whether the trivial answer and features that need no model stand beside them.
     """
     first: set[str] = set()
     found: dict[str, list[tuple[str, str]]] = {"train": [], "valid": [], "test": []}
@@ -311,9 +321,11 @@ def function(
     said = f"Swiss-Prot, {len(terms):,} terms"
     size = len(truth["test"])
     share = np.broadcast_to(truth["train"].mean(0), truth["test"].shape)
-    rows = [Row("function", said, "none", "frequencies", "F-max", f_max(share, truth["test"]), size)]
-    simple: list[Source] = [KMers(1), KMers(2)]
-    for source in [*simple, *sources]:
+    rows = []
+    if simple:
+        rows.append(Row("function", said, "none", "frequencies", "F-max", f_max(share, truth["test"]), size))
+    without: list[Source] = [KMers(1), KMers(2)] if simple else []
+    for source in [*without, *sources]:
         seen = {split: np.asarray(source.means([text for _, text in rows_])) for split, rows_ in found.items()}
         probe = fit_best((seen["train"], truth["train"]), (seen["valid"], truth["valid"]), kind="labels",
                          penalties=(1e-3, 1e-2, 1e-1), device=device, steps=100)  # fmt: skip

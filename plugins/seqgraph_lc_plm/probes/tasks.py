@@ -21,7 +21,7 @@ _ALPHAS = np.logspace(-2, 6, 9)
 
 
 def secondary_structure(
-    root: Path, sources: Sequence[Embeddings], *, limit: int | None = None, device: str = "cpu"
+    root: Path, sources: Sequence[Embeddings], *, limit: int | None = None, device: str = "cpu", simple: bool = True
 ) -> list[Row]:
     """Q3 of a linear probe on each residue: FLIP's training chains; CB513, TS115 and FLIP's test chains.
 
@@ -30,17 +30,18 @@ def secondary_structure(
         sources: embeddings to compare.
         limit: of training chains, and of those of each other set.
         device: of the probes.
+        simple: whether the trivial answer and features that need no model stand beside them.
     """
     data = {name: _few_chains(chains, limit) for name, chains in sets.secondary_structure(root).items()}
     tests = [name for name in data if name not in ("train", "valid")]
     counts = np.bincount(data["train"].states[data["train"].states >= 0], minlength=len(sets.STATES))
     rows = []
-    for name in tests:
+    for name in tests if simple else ():
         truth = data[name].states[data[name].states >= 0]
         share = float((truth == counts.argmax()).mean())
         rows.append(Row("secondary structure", name, "none", "commonest state", "Q3", share, len(truth)))
-    simple: list[Source] = [OneHotWindow()]
-    for source in [*simple, *sources]:
+    without: list[Source] = [OneHotWindow()] if simple else []
+    for source in [*without, *sources]:
         seen = {name: _counted(source.residues(chains.sequences), chains.states) for name, chains in data.items()}
         probe = fit_best(seen["train"], seen["valid"], count=len(sets.STATES), device=device)
         for name in tests:
@@ -62,7 +63,13 @@ def _few_chains(chains: sets.Chains, limit: int | None) -> sets.Chains:
 
 
 def remote_homology(
-    root: Path, sources: Sequence[Embeddings], *, limit: int | None = None, device: str = "cpu", seed: int = 0
+    root: Path,
+    sources: Sequence[Embeddings],
+    *,
+    limit: int | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+    simple: bool = True,
 ) -> list[Row]:
     """Top-1 accuracy of the fold of domains whose superfamily is not among the known ones (SCOPe 2.07, 40 %).
 
@@ -72,6 +79,7 @@ def remote_homology(
         limit: of domains of each split.
         device: of the probes.
         seed: of the superfamilies that are held out.
+        simple: whether the trivial answer and features that need no model stand beside them.
     """
     data = sets.domains(root)
     split = {
@@ -87,9 +95,9 @@ def remote_homology(
     def row(features: str, head: str, found: np.ndarray) -> Row:
         return Row("remote homology", said, features, head, "top-1 fold", float((found == truth).mean()), len(truth))
 
-    rows = [row("none", "commonest fold", np.full(len(truth), np.bincount(folds["train"]).argmax()))]
-    simple: list[Source] = [KMers(1), KMers(2)]
-    for source in [*simple, *sources]:
+    rows = [row("none", "commonest fold", np.full(len(truth), np.bincount(folds["train"]).argmax()))] if simple else []
+    without: list[Source] = [KMers(1), KMers(2)] if simple else []
+    for source in [*without, *sources]:
         seen = {name: source.means([data.sequences[i] for i in places]) for name, places in held.items()}
         found = folds["train"][nearest(seen["test"], seen["train"], device)]
         rows.append(row(source.name, "nearest neighbour", found))
@@ -108,6 +116,7 @@ def zero_shot(
     limit: int | None = None,
     max_tokens: int = 16384,
     bf16: bool = False,
+    simple: bool = True,
 ) -> list[Row]:
     """Spearman's rho of scores by masked marginals with ProteinGym's assays, beside the letters' own frequencies.
 
@@ -117,6 +126,7 @@ def zero_shot(
         limit: of variants of an assay; fewer are scored than were measured.
         max_tokens: tokens in one forward pass.
         bf16: compute under bfloat16 autocast.
+        simple: whether the letters' frequencies stand beside them.
     """
     rows = []
     for assay in sets.assays(root):
@@ -125,8 +135,8 @@ def zero_shot(
         measured = assay.scores[kept]
         counts = Counter(assay.sequence)
         logs = {letter: np.log((counts[letter] + 1) / (len(assay.sequence) + 20)) for letter in "ACDEFGHIKLMNPQRSTVWY"}
-        simple = np.array([sum(logs[one.new] - logs[one.old] for one in variant) for variant in variants])
-        found = [("letters of the protein", "log-frequencies", simple)]
+        letters = np.array([sum(logs[one.new] - logs[one.old] for one in variant) for variant in variants])
+        found = [("letters of the protein", "log-frequencies", letters)] if simple else []
         for name, model in models:
             device = model.device.type
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
@@ -140,7 +150,12 @@ def zero_shot(
 
 
 def gb1(
-    root: Path, sources: Sequence[Embeddings], *, splits: Sequence[str] = GB1_SPLITS, limit: int | None = None
+    root: Path,
+    sources: Sequence[Embeddings],
+    *,
+    splits: Sequence[str] = GB1_SPLITS,
+    limit: int | None = None,
+    simple: bool = True,
 ) -> list[Row]:
     """Spearman's rho of ridge regression on FLIP's GB1, from few to many mutations.
 
@@ -152,6 +167,7 @@ def gb1(
         sources: embeddings to compare.
         splits: FLIP's.
         limit: of training and of test variants.
+        simple: whether the trivial answer and features that need no model stand beside them.
     """
     from sklearn.linear_model import RidgeCV
 
@@ -164,12 +180,14 @@ def gb1(
         letters = np.array([list(text) for text in data.sequences])
         places = np.flatnonzero((letters != letters[0]).any(0)).tolist()
         mutations = np.array([sum(a != b for a, b in zip(text, _wild(data), strict=True)) for text in texts[1]])
-        seen = [("none", "fewer mutations", None)]
-        seen += [("one-hot", "ridge", [OneHotWindow().means(part) for part in texts])]  # type: ignore[list-item]
+        seen: list[tuple[str, str, list[np.ndarray] | None]] = []
+        if simple:
+            seen.append(("none", "fewer mutations", None))
+            seen.append(("one-hot", "ridge", [OneHotWindow().means(part) for part in texts]))
         for source in sources:
-            seen.append((source.name, "ridge, mean", [source.means(part) for part in texts]))  # type: ignore[arg-type]
+            seen.append((source.name, "ridge, mean", [source.means(part) for part in texts]))
             varied = [source.sites(part, places) for part in texts]
-            seen.append((source.name, "ridge, varied sites", varied))  # type: ignore[arg-type]
+            seen.append((source.name, "ridge, varied sites", varied))
         for name, head, values in seen:
             if values is None:
                 if len({*mutations.tolist()}) == 1:  # nothing to rank by
