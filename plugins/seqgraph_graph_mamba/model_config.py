@@ -57,9 +57,14 @@ class _MambaConfig(GraphModelConfig):
 
     @model_validator(mode="after")
     def _heads_fit(self) -> _MambaConfig:
-        if self.mixer == "ssd" and self.expand * self.d_model % self.headdim:
-            raise ValueError(f"expand * d_model is {self.expand * self.d_model}, no multiple of headdim {self.headdim}")
+        inner = self.expand * self.mixed_channels()
+        if self.mixer == "ssd" and inner % self.headdim:
+            raise ValueError(f"expand * channels is {inner}, no multiple of headdim {self.headdim}")
         return self
+
+    def mixed_channels(self) -> int:
+        """Channels that the mixer sees."""
+        return self.d_model
 
 
 class GraphMambaConfig(_MambaConfig):
@@ -137,6 +142,28 @@ class GINVNConfig(GraphModelConfig):
     dropout: float = Field(0.5, ge=0.0, lt=1.0)
     pe: Literal["none", "rwse", "laplacian"] = "none"
     head_layers: PositiveInt = 1
+
+
+class PlusMambaConfig(_MambaConfig):
+    """Arguments of :class:`seqgraph_graph_mamba.plus_mamba.PlusMamba`."""
+
+    d_model: PositiveInt = 208
+    n_layers: PositiveInt = 3
+    conv: Literal["gcn", "gin"] = "gcn"
+    width: PositiveInt = 64
+    order: str = "degree"
+    ties: Literal["canonical", "index"] = "canonical"
+    n_permutations: PositiveInt = 5
+    order_seed: int = 0
+    dropout: float = Field(0.2, ge=0.0, lt=1.0)
+    pe_size: PositiveInt = 32
+    pe_width: PositiveInt = 28
+    pe_norm: bool = True
+    head_layers: PositiveInt = 4
+
+    def mixed_channels(self) -> int:
+        """Channels that the mixer sees."""
+        return self.width
 
 
 class GPSConfig(GraphModelConfig):

@@ -50,6 +50,13 @@ def seqgraph_models() -> Iterable[Model]:
             "Hu et al., Open Graph Benchmark, 2020, arXiv:2005.00687",
         ),
         (
+            "plus-mamba",
+            "plus_mamba",
+            "PlusMamba",
+            "GCN+ or GIN+ with a narrow two-way selective SSM over prioritized nodes beside each convolution.",
+            "not published; its parts are arXiv:2502.09263 and arXiv:2402.00789",
+        ),
+        (
             "gps",
             "gps",
             "GPS",
@@ -105,6 +112,7 @@ def seqgraph_presets() -> Iterable[Preset]:
         ("peptides-func-gmn-nodes", "Its form with node tokens, m = 0."),
         ("peptides-func-walk", "Walk tokens on Peptides-func, with NeuralWalker's hyper-parameters."),
         ("peptides-func-gcn", "GCN+ on Peptides-func, the message passing to beat."),
+        ("peptides-func-gcn-mamba", "GCN+ on Peptides-func with a BiMamba over the nodes beside each convolution."),
         ("peptides-func-gin", "GIN+ on Peptides-func."),
         ("peptides-func-gated-gcn", "GatedGCN+ on Peptides-func."),
         ("peptides-func-gps", "GPS on Peptides-func, tuned."),

@@ -8,7 +8,7 @@ from torch import nn
 from seqgraph.config import arguments
 from seqgraph.plugin import manager
 
-MODELS = ("graph-mamba", "gmn", "walk-mamba", "gnn-plus", "gin-vn", "gps")
+MODELS = ("graph-mamba", "gmn", "walk-mamba", "gnn-plus", "gin-vn", "plus-mamba", "gps")
 VARIANTS = {
     "graph-mamba": ("graph-mamba", {}),
     "graph-mamba, both ways": ("graph-mamba", {"direction": "both", "average": "output"}),
@@ -32,6 +32,8 @@ VARIANTS = {
     "gnn-plus, gated": ("gnn-plus", {"conv": "gated-gcn", "residual": False}),
     "gin-vn": ("gin-vn", {}),
     "gin-vn, published": ("gin-vn", {"residual": False, "pe": "none"}),
+    "plus-mamba": ("plus-mamba", {}),
+    "plus-mamba, gin": ("plus-mamba", {"conv": "gin", "order": "random", "direction": "forward"}),
     "gps": ("gps", {}),
     "gps, gin": ("gps", {"mpnn": "gin", "pool": "max"}),
     "gps, attention": ("gps", {"mpnn": "none", "heads": 2}),
