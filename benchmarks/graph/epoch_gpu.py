@@ -81,7 +81,7 @@ class Steps:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.task.to(self.device).train()
         groups = parameter_groups(self.task, config.train.weight_decay, undecayed(self.task))
-        self.optimizer = torch.optim.AdamW(groups, lr=config.train.lr)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.train.lr, fused=True)
         self.loading = 0.0
 
     def autocast(self) -> Any:

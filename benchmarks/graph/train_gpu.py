@@ -1,21 +1,26 @@
 """Many trainings at once on one GPU, in pieces: each a process of ``seqgraph train``, stopped and packed in time.
 
-    python benchmarks/graph/train_gpu.py --list peptides nodes --data DATA --out OUT --limit 480 [--jobs 12] [--mps]
-    python benchmarks/graph/train_gpu.py --list peptides nodes --data DATA --from OUT --out OUT2     # goes on
+    python benchmarks/graph/train_gpu.py --list first --data DATA --out OUT --limit 520 [--jobs 9] [--mps]
+    python benchmarks/graph/train_gpu.py --list orders molecules first --data DATA --out OUT2 --limit 520   # goes on
     python benchmarks/graph/train_gpu.py --run "name=peptides-func seed=3 train.epochs=50" --data DATA --out OUT
 
-A run is stopped as Ctrl-C does it: it ends its step and saves its state. ``--from`` takes up every packed run that is
-not finished, with its own configuration. What is packed: of finished runs the best weights, of others also what is
-needed to go on; every log; in archives of at most 15 MiB. Unfinished runs are tested at their best epoch so far.
+Most runs train by the clock (``train.seconds``), so that their schedules end when the call does; the seconds in the
+lists are for calls of 520 and follow ``--limit``. A run that has not ended by then is stopped as Ctrl-C does it: it
+ends its step and saves its state in ``--work``, where the next call finds it; on another machine ``--from`` takes up
+what an earlier call packed (``--pack MIB``): of finished runs the best weights, of others also what is needed to go
+on, in archives of at most 15 MiB. Unfinished runs are tested at their best epoch so far. ``results.json`` is written
+all along; ``collect.py`` makes the tables of it.
 
 One thread a process: many processes share the cores. tf32 is on. With ``--mps`` the processes' kernels run side by
-side through NVIDIA's multi-process service, if it starts; without, they take turns.
+side through NVIDIA's multi-process service, if it starts; without, they take turns. A service that
+``CUDA_MPS_PIPE_DIRECTORY`` names already is used as it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -40,42 +45,54 @@ ROOTS = {
 }
 TEST_SECONDS, STOP_SECONDS, PART = 25, 15, 15 << 20
 
-# NAME=PRESET KEY=VALUE ..., in the order in which they begin. Epochs are fewer than in the presets where those do not
-# fit into ten minutes; the schedule ends with them.
-_GCN = "peptides-func-gcn train.max_tokens=4832 train.eval_tokens=38656 train.epochs=260"
-_BOTH = "peptides-func-gmn-nodes model.mpnn=gcn model.d_model=104 model.n_layers=3 model.dropout=0.1 model.pe_size=32"
-_WALK = "peptides-func-walk model.length=49 model.rate=0.2 model.n_layers=4 model.d_model=64 model.window=8"
-_ORDERS = ("random", "degree", "rwse", "personalized-pagerank", "bfs")
+# NAME=PRESET KEY=VALUE ..., in the order in which they begin. Schedules are shorter than in the presets: they end with
+# the time that there is. ``more`` is what every run by the clock has.
+LIMIT = 520
+_CLOCK = "train.epochs=5000 train.eval_every=2"
+_RWSE = "model.pe=rwse model.pe_size=32 model.pe_width=28 model.pe_norm=true"
+_PEPTIDES = {
+    "hybrid": "peptides-func-gcn-mamba",
+    "gcn": "peptides-func-gcn train.max_tokens=4832 train.eval_tokens=38656",
+    "plus": "peptides-func-plus",
+}
+_ORDERS = ("degree", "random", "bfs", "personalized-pagerank", "rwse")
+_SETS = ("bace", "bbbp", "esol", "freesolv")
 LISTS: dict[str, list[str]] = {
     "peptides": [
-        *(f"gcn-{seed}={_GCN} seed={seed}" for seed in (0, 1)),
-        *(f"plus-{seed}=peptides-func-plus train.epochs=120 seed={seed}" for seed in (0, 1)),
-        "published-0=peptides-func train.epochs=200 train.eval_tokens=38656 seed=0",
-    ],
-    # asks for message passing "gcn" in GMN
-    "mixed": [
-        f"mixed-{seed}={_BOTH} model.pe_width=28 model.pe_norm=true model.head_layers=3 train.max_tokens=9664"
-        f" train.eval_tokens=38656 train.weight_decay=0.01 train.epochs=150 seed={seed}"
+        f"{name}-{seed}={preset} {_CLOCK} train.seconds=400 seed={seed}"
         for seed in (0, 1)
+        for name, preset in _PEPTIDES.items()
     ],
-    "walk": [f"walk-0={_WALK} train.max_tokens=9664 train.eval_tokens=19328 train.epochs=80 seed=0"],
-    "nodes": [
-        *(f"minesweeper-{seed}=minesweeper seed={seed}" for seed in range(4)),
-        *(f"tolokers-{seed}=tolokers seed={seed}" for seed in range(2)),
+    "zinc": [
+        "zinc-0=zinc-12k train.max_tokens=2964 train.lr=1.5e-3 train.epochs=5000 train.eval_every=4 train.seconds=400"
+        " seed=0"
     ],
-    "zinc": [f"zinc-{seed}=zinc-12k train.max_tokens=1482 train.epochs=120 seed={seed}" for seed in (0, 1)],
+    "tolokers": [
+        f"tolokers-{seed}=tolokers train.epochs=5000 train.eval_every=20 train.seconds=110 seed={seed}"
+        for seed in range(4)
+    ],
+    "minesweeper": [f"minesweeper-{seed}=minesweeper seed={seed}" for seed in range(4)],
     "molecules": [
-        f"{which}-{seed}=ogbg-mol{which} seed={seed}"
-        for which in ("bace", "bbbp", "esol", "freesolv")
-        for seed in (0, 1)
+        *(f"{name}-{seed}=ogbg-mol{name} {_CLOCK} train.seconds=60 seed={seed}" for name in _SETS for seed in (0, 1)),
+        *(
+            f"{name}-gin-{seed}=ogbg-mol{name}-gin-vn {_CLOCK} train.seconds=60 seed={seed}"
+            for name in _SETS
+            for seed in (0, 1)
+        ),
     ],
+    # the published layers and batches; as many epochs each, whatever they cost
     "orders": [
-        f"{order}-{way}=peptides-func model.order={order} model.direction={way} train.epochs=100 train.eval_every=2"
-        " train.eval_tokens=38656 seed=0"
+        f"{order}-{way}=peptides-func {_RWSE} model.dropout=0.1 model.head_layers=3 model.order={order}"
+        f" model.direction={way} train.epochs=30 train.eval_every=2 train.eval_tokens=38656 seed=0"
         for way in ("forward", "both")
         for order in _ORDERS
     ],
+    "half": [
+        f"{name}-bf16=" + f"{preset} {_CLOCK} train.seconds=400 train.precision=bf16 seed=0"
+        for name, preset in _PEPTIDES.items()
+    ],
 }
+LISTS["first"] = [*LISTS["peptides"], *LISTS["zinc"], *LISTS["tolokers"]]
 
 
 @dataclass
@@ -113,25 +130,47 @@ class Run:
         """Where its data are."""
         return data / next(place for key, place in ROOTS.items() if self.preset.startswith(key))
 
-    def row(self) -> list[str]:
-        """Name, epochs, best epoch, its metrics, seconds an epoch, state."""
+    def summary(self) -> dict[str, Any]:
+        """Everything that a table of results needs, as JSON has it."""
         rows = [json.loads(line) for line in _lines(self.folder / "log.jsonl")]
-        config = _json(self.folder / "config.json").get("run", {})
-        best, done = _json(self.folder / "best" / "metrics.json"), _json(self.folder / "metrics.json")
-        monitor = _monitor(config.get("task", {}), best.get("valid", {}))
-        test = done.get("test", self.test)
-        seconds = median(row["seconds"] for row in rows[-10:]) if rows else float("nan")
-        parameters = _json(self.folder / "config.json").get("facts", {}).get("parameters", 0)
+        whole = _json(self.folder / "config.json")
+        train, best = whole.get("run", {}).get("train", {}), _json(self.folder / "best" / "metrics.json")
+        done = _json(self.folder / "metrics.json")
+        monitor = _monitor(whole.get("run", {}).get("task", {}), best.get("valid", {}))
+        last = (self.folder / "last").is_dir()
+        return {
+            "run": self.name,
+            "command": " ".join(["seqgraph train", self.preset, *self.overrides]),
+            "parameters": whole.get("facts", {}).get("parameters", 0),
+            "epochs": len(rows),
+            "planned": {"seconds": train["seconds"]} if train.get("seconds") else {"epochs": train.get("epochs")},
+            "seconds": round(sum(row["seconds"] for row in rows), 1),
+            "epoch_seconds": round(median(row["seconds"] for row in rows[-10:]), 3) if rows else None,
+            "batch": train.get("max_tokens"),
+            "precision": train.get("precision", "32").replace("32", "tf32"),
+            "metric": monitor,
+            "best_epoch": best.get("best_epoch"),
+            "valid": best.get("valid", {}).get(monitor),
+            "test": done.get("test", self.test).get(monitor),
+            "all_test": done.get("test", self.test),
+            "curve": [[row["epoch"], row[f"valid_{monitor}"]] for row in rows if f"valid_{monitor}" in row],
+            "state": "done" if done else "to go on" if last else "failed" if self.process else "not begun",
+        }
+
+    def row(self) -> list[str]:
+        """The summary as a row of the printed table."""
+        held = self.summary()
+        plan = held["planned"].get("epochs") or f"{held['planned'].get('seconds', 0):.0f} s"
         return [
             self.name,
-            f"{parameters:,}",
-            f"{len(rows)}/{config.get('train', {}).get('epochs', '?')}",
-            str(best.get("best_epoch", "")),
-            monitor,
-            _shown(best.get("valid", {}).get(monitor)),
-            _shown(test.get(monitor)),
-            f"{seconds:.2f}",
-            "done" if done else "to go on" if (self.folder / "last").is_dir() else "failed",
+            f"{held['parameters']:,}",
+            f"{held['epochs']}/{plan}",
+            str(held["best_epoch"] or ""),
+            held["metric"],
+            _shown(held["valid"]),
+            _shown(held["test"]),
+            "" if held["epoch_seconds"] is None else f"{held['epoch_seconds']:.2f}",
+            held["state"],
         ]
 
 
@@ -171,26 +210,37 @@ def environment(threads: int = 1) -> dict[str, str]:
 
 @contextlib.contextmanager
 def sharing(wanted: bool, folder: Path) -> Iterator[dict[str, str]]:
-    """Variables for processes that share the GPU through the multi-process service, if it is wanted and works."""
+    """Variables for processes that share the GPU through the multi-process service, if it is wanted and works.
+
+    A service that ``CUDA_MPS_PIPE_DIRECTORY`` names already is used and left running; otherwise one is started in
+    ``folder`` for the GPUs that are visible here.
+    """
+    if not wanted:
+        yield {}
+        return
+    if "CUDA_MPS_PIPE_DIRECTORY" in os.environ:
+        print(f"mps: that of {os.environ['CUDA_MPS_PIPE_DIRECTORY']}", flush=True)
+        yield {}
+        return
     binary = shutil.which("nvidia-cuda-mps-control", path=f"{os.environ.get('PATH', '')}:/usr/local/nvidia/bin")
-    if not wanted or binary is None:
-        if wanted:
-            print("mps: nvidia-cuda-mps-control is not there; the processes take turns")
+    if binary is None:
+        print("mps: nvidia-cuda-mps-control is not there; the processes take turns", flush=True)
         yield {}
         return
     folder.mkdir(parents=True, exist_ok=True)
+    wished = _gpu({})
     own = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
     given = {**os.environ, **own}
     control = subprocess.Popen([binary, "-f"], env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         time.sleep(1)
-        probe = [sys.executable, "-c", "import torch; torch.zeros(1).cuda().sum().item()"]
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if subprocess.run(probe, env={**environment(), **own}, timeout=40, capture_output=True).returncode == 0:
-                print("mps: on")
-                yield own
-                return
-        print("mps: does not work here; the processes take turns")
+        # the service numbers the GPUs that it was given from 0
+        found = own | ({"CUDA_VISIBLE_DEVICES": "0"} if "CUDA_VISIBLE_DEVICES" in os.environ else {})
+        if wished and _gpu(found) == wished:
+            print(f"mps: on, GPU {wished}", flush=True)
+            yield found
+            return
+        print("mps: does not work here; the processes take turns", flush=True)
         yield {}
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -198,29 +248,55 @@ def sharing(wanted: bool, folder: Path) -> Iterator[dict[str, str]]:
         control.terminate()
 
 
-def warm(runs: list[Run], data: Path) -> None:
-    """Put positional encodings and orders on disk with all cores, once for all runs that read them."""
-    code = (
-        "import sys; from seqgraph.config import load_config; from seqgraph.train.run import build_data, build_task\n"
-        "for line in sys.stdin:\n"
-        "    try:\n"
-        "        config = load_config(line.split()[0], line.split()[1:]); build_task(config, build_data(config))\n"
-        "    except Exception as error:\n"
-        "        print(line.split()[0], error)\n"
-    )
-    wanted: dict[tuple[str, ...], str] = {}
+def _gpu(env: dict[str, str]) -> str:
+    """The identity of the GPU that a process with these variables computes on, "" if it can't."""
+    probe = "import torch; torch.zeros(1).cuda().sum().item(); print(torch.cuda.get_device_properties(0).uuid)"
+    try:
+        run = subprocess.run(
+            [sys.executable, "-c", probe], env={**environment(), **env}, timeout=40, capture_output=True
+        )
+    except subprocess.TimeoutExpired:
+        return ""
+    return run.stdout.decode().strip() if run.returncode == 0 else ""
+
+
+_PREPARE = """
+import sys
+from seqgraph.config import load_config
+from seqgraph.train.run import build_data, build_task
+config = load_config(sys.argv[1], sys.argv[2:])
+build_task(config, build_data(config))
+"""
+
+
+def prepare(runs: list[Run], data: Path, *, nice: int = 0) -> list[subprocess.Popen[bytes]]:
+    """Begin to put positional encodings and orders on disk, once for all runs that read them, with all cores."""
+    wanted: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
-        encoding = tuple(o for o in run.overrides if o.startswith(("model.pe", "model.order", "data.")))
-        wanted[(run.preset, *encoding)] = " ".join([run.preset, *run.overrides, f"data.root={run.root(data)}"])
+        seen = tuple(o for o in run.overrides if o.startswith(("model.pe", "model.order", "data.")))
+        # the sets of molecules are too small to be kept
+        if not run.preset.startswith("ogbg"):
+            wanted.setdefault((run.preset.partition("-")[0], *seen), [run.preset, *run.overrides])
+    env = environment(max(1, (os.cpu_count() or 1) // 2))
+    started = []
+    for preset, *overrides in wanted.values():
+        root = next(run for run in runs if run.preset == preset).root(data)
+        command = [sys.executable, "-c", _PREPARE, preset, *overrides, f"data.root={root}"]
+        started.append(subprocess.Popen(["nice", "-n", str(nice), *command], env=env, cwd=REPOSITORY))
+    return started
+
+
+def warm(runs: list[Run], data: Path) -> None:
+    """:func:`prepare`, and wait for it."""
     start = time.monotonic()
-    lines = "\n".join(wanted.values()).encode()
-    subprocess.run([sys.executable, "-c", code], input=lines, env=environment(os.cpu_count() or 1), check=False)
-    print(f"encodings and orders: {time.monotonic() - start:.0f} s", flush=True)
+    failed = sum(process.wait() != 0 for process in prepare(runs, data))
+    print(f"encodings and orders: {time.monotonic() - start:.0f} s, {failed} failed", flush=True)
 
 
 # ---------------------------------------------------------------------- running
-def train_all(runs: list[Run], data: Path, jobs: int, until: float, env: dict[str, str]) -> None:
+def train_all(runs: list[Run], data: Path, jobs: int, until: float, env: dict[str, str], out: Path) -> None:
     """Run them, so many at a time, in their order; stop what is running when the time has come, or at a signal."""
+    shown = time.monotonic()
     asked: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, frame: asked.append(n))
@@ -229,13 +305,16 @@ def train_all(runs: list[Run], data: Path, jobs: int, until: float, env: dict[st
         while waiting and len(running) < jobs:
             run = waiting.pop(0)
             run.folder.parent.mkdir(parents=True, exist_ok=True)
-            with (run.folder.parent / f"{run.name}.txt").open("ab") as out:
+            with (run.folder.parent / f"{run.name}.txt").open("ab") as said:
                 # a session of its own: Ctrl-C in a terminal reaches this process alone, which hands it on once
                 run.process = subprocess.Popen(
-                    run.command(data), env=env, stdout=out, stderr=out, cwd=REPOSITORY, start_new_session=True
+                    run.command(data), env=env, stdout=said, stderr=said, cwd=REPOSITORY, start_new_session=True
                 )
             running.append(run)
         time.sleep(0.2)
+        if time.monotonic() > shown + 30:  # this process may be killed
+            shown = time.monotonic()
+            write_summary(runs, out)
         running = [run for run in running if run.process is not None and run.process.poll() is None]
     for run in running:
         assert run.process is not None
@@ -316,17 +395,32 @@ def unpack(source: Path, work: Path) -> None:
 
 
 # ---------------------------------------------------------------------- what it prints
-def report(runs: list[Run], out: Path, left_out: list[str]) -> None:
-    """The table, on the screen and as ``table.md``, and everything as ``results.json``."""
+def write_summary(runs: list[Run], out: Path) -> None:
+    """``results.json``: each run, and the machine."""
+    whole = {"machine": _machine(), "call": " ".join(sys.argv[1:]), "runs": [run.summary() for run in runs]}
+    part = out / ".results.part"
+    part.write_text(json.dumps(whole) + "\n")
+    part.replace(out / "results.json")
+
+
+@functools.cache
+def _machine() -> str:
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(query, timeout=10, capture_output=True, check=True, text=True).stdout.splitlines()[0]
+    return "CPU"
+
+
+def report(runs: list[Run], out: Path, left_out: list[str], budget: int) -> None:
+    """The table, on the screen and as ``table.md``, and all as ``results.json``; says what did not fit the budget."""
+    write_summary(runs, out)
     rows = [run.row() for run in runs]
     text = "\n".join("| " + " | ".join(row) + " |" for row in (COLUMNS, ["---"] * len(COLUMNS), *rows))
     (out / "table.md").write_text(text + "\n")
-    held = [dict(zip(COLUMNS, row), command=" ".join([run.preset, *run.overrides])) for run, row in zip(runs, rows)]
-    (out / "results.json").write_text(json.dumps(held, indent=1) + "\n")
     for run, row in zip(runs, rows):
         if row[-1] == "failed":
             print(f"--- {run.name}", *_lines(run.folder.parent / f"{run.name}.txt")[-5:], sep="\n")
-    if left_out:
+    if left_out and budget:
         print(f"no room for the checkpoints of {', '.join(left_out)}")
     print(text)
 
@@ -344,18 +438,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--from", dest="source", type=Path, help="--out of an earlier call, to go on from")
     parser.add_argument("--work", type=Path, default=Path("/tmp/runs"))
-    parser.add_argument("--limit", type=float, default=480, help="seconds of the whole call, packing included")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of the whole call, packing included")
     parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--scale", type=float, default=1.0, help="times the epochs of every run that begins here")
-    parser.add_argument("--pack", type=float, default=44, help="MiB of checkpoints that are packed")
+    parser.add_argument("--ahead", nargs="*", default=(), choices=sorted(LISTS), help="lists to prepare for meanwhile")
+    parser.add_argument("--pack", type=float, default=0, help="MiB of checkpoints that are packed")
     parser.add_argument("--mps", action="store_true")
     arguments = parser.parse_args()
-    runs = []
-    for line in [line for name in arguments.list for line in LISTS[name]] + arguments.run:
-        name, _, rest = line.partition("=")
-        preset, *overrides = rest.split()
-        overrides = [_scaled(o, arguments.scale) for o in (*overrides, *arguments.set)]
-        runs.append(Run(name, preset, overrides, arguments.work.resolve() / name))
+    lines = [line for name in arguments.list for line in LISTS[name]] + arguments.run
+    runs = [_run(line, arguments) for line in dict.fromkeys(lines)]
     if arguments.only:
         runs = [run for run in runs if run.name.startswith(tuple(arguments.only))]
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -364,17 +455,32 @@ def main() -> None:
         unpack(arguments.source, arguments.work)
     data = arguments.data.resolve()
     warm([run for run in runs if not run.finished], data)
+    ahead = prepare([_run(line, arguments) for name in arguments.ahead for line in LISTS[name]], data, nice=10)
     end = start + arguments.limit
     with sharing(arguments.mps, arguments.work / ".mps") as shared:
         env = {**environment(), **shared}
-        train_all(runs, data, arguments.jobs, end - TEST_SECONDS - STOP_SECONDS - 5, env)
+        train_all(runs, data, arguments.jobs, end - TEST_SECONDS - STOP_SECONDS - 5, env, arguments.out)
         test_all(runs, end - 5, env)
-    report(runs, arguments.out, pack(runs, arguments.out, int(arguments.pack * 2**20)))
+    for process in ahead:
+        process.terminate()
+    budget = int(arguments.pack * 2**20)
+    report(runs, arguments.out, pack(runs, arguments.out, budget), budget)
 
 
-def _scaled(override: str, scale: float) -> str:
+def _run(line: str, arguments: argparse.Namespace) -> Run:
+    name, _, rest = line.partition("=")
+    preset, *overrides = rest.split()
+    overrides = [_scaled(o, arguments) for o in (*overrides, *arguments.set)]
+    return Run(name, preset, overrides, arguments.work.resolve() / name)
+
+
+def _scaled(override: str, arguments: argparse.Namespace) -> str:
+    """Epochs by ``--scale``, seconds by the limit; a run by the clock keeps its bound on the epochs."""
     key, _, value = override.partition("=")
-    return f"{key}={max(1, round(int(value) * scale))}" if key == "train.epochs" else override
+    if key == "train.seconds":
+        return f"{key}={float(value) * arguments.limit / LIMIT:g}"
+    epochs = key == "train.epochs" and int(value) < 5000
+    return f"{key}={max(1, round(int(value) * arguments.scale))}" if epochs else override
 
 
 if __name__ == "__main__":
