@@ -1,21 +1,28 @@
-"""Several recommenders trained at once on one GPU, each a process, stopped and judged in time.
+"""Many recommenders on one GPU, several processes at a time, in pieces: stopped in time, taken up again, judged.
 
-    python benchmarks/recommendation/train_gpu.py --list smoke --data .carry/rec/data --out OUT --limit 300
-    python benchmarks/recommendation/train_gpu.py --list ml-1m amazon --data DATA --out OUT --limit 540 --jobs 8
-    python benchmarks/recommendation/train_gpu.py --run "name=ml-1m seed=3 model.dropout=0.2" --data DATA --out OUT
-    python benchmarks/recommendation/train_gpu.py --show OUT/results.json [OUT2/results.json ...]
+    python train_gpu.py --list faithful tune --data DATA --work WORK --out OUT --limit 520 --mps
+    python train_gpu.py --list faithful finals --data DATA --work WORK --out OUT2 --limit 520 --mps --jobs 4
+    python train_gpu.py --run "set/model/name/0=ml-1m seed=3 model.dropout=0.2" --data DATA --out OUT
+    python train_gpu.py --show OUT/runs.json
 
-A run still going when the time is up is stopped as Ctrl-C does it and tested at its best epoch so far (marked with *).
-OUT gets results.json (every run's configuration, metrics, seconds, memory) and runs.tar.gz (log, configuration and each
-user's rank of each run), from which ``seqgraph rec compare`` gives intervals once unpacked. --weights packs those too.
+WORK keeps the runs. What is finished there is not done again; what was cut, or killed, goes on from its last state; a
+configuration ``@GROUP`` is picked among all that WORK holds (see lists.py). A run still going when the time is up is
+stopped as Ctrl-C does it and tested at its best epoch so far (marked with * until it has gone on to its end). A run
+with ``train.seconds`` that cannot have them any more is not begun.
+
+OUT gets runs.json (of every run in WORK: configuration, metrics, seconds, memory), ranks.npz (each test user's rank, by
+run, among all items and among unseen ones) and logs.tar.gz. Each process has one thread and takes run after run. Matrix
+products are in TF32, but for presets with "faithful" in their names; tests are in fp32.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -23,93 +30,47 @@ import sys
 import tarfile
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[2]
-SEEDS = (0, 1, 2)
-STOP_SECONDS = 40
-"""Kept back at the end for saving and judging what is stopped."""
+sys.path.insert(0, str(Path(__file__).parent))
+from lists import LISTS
 
-_OTHERS = {
-    "gru4rec": "model.name=gru4rec model.d_model={d} model.d_hidden=256 model.dropout={p}",
-    "lrurec": "model.name=lrurec model.d_model={d} model.n_layers=2 model.dropout={p}",
-}
-_SETS = {"beauty": "Beauty", "sports": "Sports_and_Outdoors", "toys": "Toys_and_Games", "video-games": "Video_Games"}
+STOP_SECONDS, KILL_SECONDS = 22, 6
+"""Kept back at the end: for saving and judging what is stopped; for packing."""
+
+SPARE_SECONDS = 12
+"""What a run takes beside its ``train.seconds``: reading, starting, the test."""
 
 
-def _tuned(name: str, preset: str, **values: list[Any]) -> list[str]:
-    """One run for each value, everything else as in the preset."""
-    return [
-        f"{name}-{key.rpartition('__')[2]}-{value}={preset} {key.replace('__', '.')}={value} seed=0"
-        for key, many in values.items()
-        for value in many
-    ]
+@dataclass
+class Job:
+    """A line of a list."""
 
+    name: str
+    words: list[str]
+    share: str | None = None
 
-LISTS: dict[str, list[str]] = {
-    "smoke": [
-        *(
-            f"smoke-{p}={p} train.max_steps=30 train.warmup=0"
-            for p in ("ml-1m", "ml-1m-sasrec", "ml-1m-faithful", "toys")
-        ),
-        "smoke-sasrec-bf16=ml-1m-sasrec train.precision=bf16 train.max_steps=30 train.warmup=0",
-        "smoke-mamba-bf16=ml-1m train.precision=bf16 train.max_steps=30 train.warmup=0",
-        "smoke-ssd=ml-1m model.mixer=ssd train.max_steps=30 train.warmup=0",
-        "smoke-cloze=bimamba4rec data.file=ml-1m.txt.gz data.max_history=200 train.max_steps=30 train.warmup=0",
-        *(f"smoke-{n}=ml-1m {o.format(d=64, p=0.2)} train.max_steps=30 train.warmup=0" for n, o in _OTHERS.items()),
-    ],
-    "ml-1m": [f"{p}-{s}={p} seed={s}" for s in SEEDS for p in ("ml-1m", "ml-1m-sasrec")],
-    "faithful": [
-        *(f"ml-1m-faithful-{s}=ml-1m-faithful seed={s}" for s in SEEDS),
-        *(f"beauty-faithful-{s}=mamba4rec-faithful data.file=Beauty.txt.gz seed={s}" for s in SEEDS),
-        "ml-1m-faithful-two-layers=ml-1m-faithful model.n_layers=2 seed=0",
-    ],
-    "amazon": [
-        f"{short}{suffix}-{s}={preset} data.file={file}.txt.gz seed={s}"
-        for s in SEEDS
-        for short, file in _SETS.items()
-        for suffix, preset in (("", "beauty"), ("-sasrec", "beauty-sasrec"))
-    ],
-    "others": [
-        *(f"ml-1m-{n}-{s}=ml-1m {o.format(d=128, p=0.3)} seed={s}" for s in SEEDS for n, o in _OTHERS.items()),
-        *(f"beauty-{n}-{s}=beauty {o.format(d=64, p=0.5)} seed={s}" for s in SEEDS for n, o in _OTHERS.items()),
-        "ml-1m-cloze-0=bimamba4rec data.file=ml-1m.txt.gz data.max_history=200 model.d_model=128 seed=0",
-        "beauty-cloze-0=bimamba4rec data.file=Beauty.txt.gz model.dropout=0.5 seed=0",
-    ],
-    "tune-ml-1m": [
-        *_tuned(
-            "m",
-            "ml-1m",
-            model__dropout=[0.2, 0.4],
-            model__n_layers=[1, 3],
-            model__d_model=[64, 256],
-            model__norm=["pre"],
-            model__mixer=["ssd"],
-            data__max_history=[100, 400],
-            train__lr=["1e-3", "4e-3"],
-            train__weight_decay=[0.1],
-        ),
-        *_tuned("s", "ml-1m-sasrec", model__dropout=[0.2, 0.4], model__norm=["post"], model__n_heads=[1, 4]),
-    ],
-    "tune-beauty": [
-        *_tuned(
-            "b",
-            "beauty",
-            model__dropout=[0.4, 0.6, 0.7],
-            model__n_layers=[2],
-            model__d_model=[128],
-            model__residual=["false"],
-            model__norm=["pre"],
-            task__loss=["softmax", "gbce"],
-            train__lr=["5e-4", "2e-3"],
-            train__weight_decay=[0.1],
-        ),
-        *_tuned("bs", "beauty-sasrec", model__dropout=[0.3, 0.4, 0.6], task__loss=["softmax"], model__norm=["post"]),
-    ],
-}
+    @classmethod
+    def parse(cls, text: str) -> Job:
+        name, _, rest = text.partition("=")
+        words = rest.split()
+        share = next((w.removeprefix("share=") for w in words if w.startswith("share=")), None)
+        return cls(name, [w for w in words if not w.startswith("share=")], share)
+
+    @property
+    def group(self) -> str:
+        return self.name.rpartition("/")[0]
+
+    def seconds(self) -> float:
+        """Training time that it asks for; 0 where it may be cut anywhere."""
+        said = [w.partition("=")[2] for w in self.words if w.startswith("train.seconds=")]
+        return float(said[-1]) if said and said[-1] != "null" else 0.0
 
 
 def main() -> None:
@@ -119,74 +80,221 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for every run")
     parser.add_argument("--only", default=".", metavar="REGEX", help="of the runs' names")
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--work", type=Path, help="where the runs are kept; OUT/work by default")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "out")))
-    parser.add_argument("--limit", type=float, default=540.0, help="seconds of wall-clock time for everything")
-    parser.add_argument("--jobs", type=int, default=6, help="processes at a time")
+    parser.add_argument("--limit", type=float, default=520.0, help="seconds of wall-clock time for everything")
+    parser.add_argument("--jobs", type=int, default=9, help="processes at a time, beside those with a share")
     parser.add_argument("--mps", action="store_true", help="let the processes' kernels run side by side")
-    parser.add_argument("--weights", action="store_true", help="pack the best weights too")
-    parser.add_argument("--show", nargs="+", type=Path, metavar="RESULTS")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--show", nargs="+", type=Path, metavar="RUNS")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        work(**json.loads(options.worker))
+        serve()
         return
     if options.show:
         show([row for path in options.show for row in json.loads(path.read_text())])
         return
-    runs = [text for name in options.list for text in LISTS[name]] + options.run
-    runs = [text for text in runs if re.search(options.only, text.partition("=")[0])]
-    if not runs or options.data is None:
+    begun = time.monotonic()
+    lines = [text for name in options.list for text in LISTS[name]] + options.run
+    jobs = [job for job in map(Job.parse, lines) if re.search(options.only, job.name)]
+    if not jobs or options.data is None:
         parser.error("say what to run (--list, --run) and where the data are (--data)")
+    work = options.work or options.out / "work"
+    work.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, side_by_side(options.mps):
-        results = train_all(runs, options, Path(folder))
-        (options.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        pack(Path(folder), options.out / "runs.tar.gz", options.weights)
-    show(results)
+    with side_by_side(options.mps) as environment:
+        Keeper(jobs, work, options, environment, begun + options.limit).keep()
+    pack(work, options.out)
+    show(json.loads((options.out / "runs.json").read_text()))
+    print(f"{time.monotonic() - begun:.0f} s in all")
 
 
-def train_all(runs: list[str], options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """Keep ``jobs`` processes going until the time is up; the results in the order of the runs."""
-    deadline = time.monotonic() + options.limit - STOP_SECONDS
-    waiting, going, files = list(runs), {}, {}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000"}
-    while waiting or going:
-        late = time.monotonic() > deadline
-        while waiting and len(going) < options.jobs and not late:
-            name, _, rest = waiting.pop(0).partition("=")
-            job = {
-                "name": name,
-                "words": [*rest.split(), *options.set],
-                "data": str(options.data),
-                "run": str(folder / name),
-            }
-            log = (folder / f"{name}.log").open("w")
-            command = [sys.executable, str(Path(__file__).resolve()), "--worker", json.dumps(job)]
-            files[name] = Path(job["run"] + ".json")
-            going[name] = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        if late:
-            for process in going.values():
-                if not getattr(process, "told", False):
-                    process.send_signal(signal.SIGINT)
-                    process.told = True  # type: ignore[attr-defined]
-            if time.monotonic() > deadline + STOP_SECONDS - 5:
-                for process in going.values():
-                    process.kill()
-            if not going:
+# ---------------------------------------------------------------------------------------------- processes and jobs
+@dataclass
+class Worker:
+    """A process that takes one job after another."""
+
+    process: subprocess.Popen[str]
+    job: Job | None = None
+    own: bool = False
+
+
+class Keeper:
+    """Keeps the processes busy until the time is up.
+
+    Args:
+        jobs: what to run, in this order.
+        work: the folder of runs.
+        options: the command line.
+        environment: of the processes.
+        end: when everything is over, by the monotonic clock.
+    """
+
+    def __init__(
+        self, jobs: list[Job], work: Path, options: argparse.Namespace, environment: dict[str, str], end: float
+    ) -> None:
+        self.waiting = [job for job in jobs if not finished(work / f"{job.name}.json")]
+        self.work, self.options, self.environment = work, options, environment
+        self.stop_at, self.kill_at = end - STOP_SECONDS - KILL_SECONDS, end - KILL_SECONDS
+        self.workers: list[Worker] = []
+
+    def keep(self) -> None:
+        """Run until everything is done or the time is up."""
+        told = False
+        while self.waiting or any(worker.job for worker in self.workers):
+            self._collect()
+            if time.monotonic() < self.stop_at:
+                while self._begin_one():
+                    pass
+            elif not told:
+                told = True
+                for worker in self.workers:
+                    if worker.job:
+                        worker.process.send_signal(signal.SIGINT)
+            if told and not any(worker.job for worker in self.workers):
                 break
-        for name in [name for name, process in going.items() if process.poll() is not None]:
-            code = going.pop(name).returncode
-            if not files[name].is_file():
-                tail = (folder / f"{name}.log").read_text().strip().splitlines()[-6:]
-                print(f"{name}: no result (exit {code})", *tail, sep="\n    ", flush=True)
-        time.sleep(0.2)
-    if waiting:
-        print("not begun:", ", ".join(text.partition("=")[0] for text in waiting))
-    return [json.loads(path.read_text()) for path in files.values() if path.is_file()]
+            if time.monotonic() > self.kill_at:
+                break
+            time.sleep(0.1)
+        for worker in self.workers:
+            worker.process.kill()
+        if self.waiting:
+            print("not begun:", ", ".join(job.name for job in self.waiting), flush=True)
+
+    def _collect(self) -> None:
+        for worker in list(self.workers):
+            job, gone = worker.job, worker.process.poll() is not None
+            done = self.work / f"{job.name}.done" if job else None
+            if job and done and (gone or done.exists()):
+                well = done.exists() and done.read_text() == "well"
+                done.unlink(missing_ok=True)
+                if not well:
+                    tail = (self.work / f"{job.name}.log").read_text().strip().splitlines()[-6:]
+                    print(f"{job.name}: failed", *tail, sep="\n    ", flush=True)
+                worker.job = None
+                if worker.own or not well:  # what failed may have left a GPU's context broken
+                    worker.process.kill()
+                    gone = True
+            if gone:
+                self.workers.remove(worker)
+
+    def _begin_one(self) -> bool:
+        left = self.stop_at - time.monotonic()
+        busy = sum(worker.job is not None and not worker.own for worker in self.workers)
+        for job in list(self.waiting):
+            own = job.share is not None
+            if not own and busy >= self.options.jobs:
+                continue
+            words = self._words(job)
+            if words is None:
+                continue
+            resolved = Job(job.name, words, job.share)
+            if resolved.seconds() and resolved.seconds() + SPARE_SECONDS > left:
+                continue
+            self.waiting.remove(job)
+            self._hand(resolved, own)
+            return True
+        return False
+
+    def _words(self, job: Job) -> list[str] | None:
+        """The job's words with its group's best configuration; None while that is not known."""
+        if not job.words[0].startswith("@"):
+            return job.words
+        pattern = job.words[0].removeprefix("@")
+        open_ = [*self.waiting, *(worker.job for worker in self.workers if worker.job)]
+        if any(fnmatch(other.group, pattern) for other in open_ if other.name != job.name):
+            return None
+        best = best_of(results(self.work), pattern)
+        if best is None:
+            return None
+        return [*(word for word in best["words"] if not word.startswith("seed=")), *job.words[1:]]
+
+    def _hand(self, job: Job, own: bool) -> None:
+        free = [worker for worker in self.workers if worker.job is None and not worker.own]
+        worker = self._start(job.share) if own or not free else free[0]
+        run = self.work / job.name
+        run.parent.mkdir(parents=True, exist_ok=True)
+        Path(f"{run}.done").unlink(missing_ok=True)
+        order = {"words": [*job.words, *self.options.set], "name": job.name, "data": str(self.options.data)}
+        assert worker.process.stdin is not None
+        worker.process.stdin.write(json.dumps({**order, "run": str(run)}) + "\n")
+        worker.process.stdin.flush()
+        worker.job, worker.own = job, own
+
+    def _start(self, share: str | None) -> Worker:
+        given = {**self.environment, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000"}
+        if share is not None:
+            given["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = share
+        command = [sys.executable, str(Path(__file__).resolve()), "--worker"]
+        process = subprocess.Popen(command, env=given, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            preexec_fn=_end_with_parent)  # fmt: skip
+        self.workers.append(Worker(process))
+        return self.workers[-1]
 
 
-def work(name: str, words: list[str], data: str, run: str) -> None:
+def _end_with_parent() -> None:
+    """Nobody stays on the GPU when this program is killed: Linux's PR_SET_PDEATHSIG."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def finished(path: Path) -> bool:
+    """Whether a run's result is there and not one that was cut."""
+    return path.is_file() and not json.loads(path.read_text())["cut"]
+
+
+def results(work: Path) -> list[dict[str, Any]]:
+    """All results in a folder of runs, by name."""
+    inner = ("config.json", "metrics.json", "assets.json", "ranks-test.json")
+    paths = [p for p in sorted(work.rglob("*.json")) if p.name not in inner and p.with_suffix(".npz").is_file()]
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def best_of(rows: list[dict[str, Any]], pattern: str) -> dict[str, Any] | None:
+    """Of the groups that fit a pattern, the run with the best validation figure among those that share a first seed."""
+    fit = [row for row in rows if fnmatch(row["name"].rpartition("/")[0], pattern)]
+    return max(fit, key=picked, default=None)
+
+
+def picked(row: dict[str, Any]) -> float:
+    """The validation figure that picked a run's epoch."""
+    task = row["config"]["task"]
+    k = task["k"] if isinstance(task["k"], int) else task["k"][0]
+    return float(row["valid"][f"{task['select_metric']}@{k}" + ("-unseen" if task["select_by"] == "unseen" else "")])
+
+
+# ---------------------------------------------------------------------------------------------- in a process
+STOPPED = False
+
+
+def serve() -> None:
+    """Jobs from the standard input, one after another, until one was stopped."""
+
+    def stop(number: int, frame: Any) -> None:
+        global STOPPED
+        STOPPED = True
+
+    signal.signal(signal.SIGINT, stop)
+    for line in sys.stdin:
+        order = json.loads(line)
+        run = Path(order["run"])
+        with Path(f"{run}.log").open("a") as log:
+            for number in (1, 2):
+                os.dup2(log.fileno(), number)
+            try:
+                one(run=run, name=order["name"], words=order["words"], data=order["data"])
+                how = "well"
+            except BaseException:
+                traceback.print_exc()
+                how = "failed"
+            sys.stdout.flush()
+        Path(f"{run}.done").write_text(how)
+        if STOPPED:
+            break
+
+
+def one(run: Path, name: str, words: list[str], data: str) -> None:
     """Train one, judge it on the test events, and write what came of it beside the run's folder."""
+    import numpy as np
     import torch
 
     from seqgraph.config import load_config
@@ -195,94 +303,112 @@ def work(name: str, words: list[str], data: str, run: str) -> None:
     from seqgraph.train.store import read_log
     from seqgraph_mamba4rec.judged import evaluate_users
 
+    global STOPPED
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
     preset, *overrides = words
-    begun, cut, folder = time.monotonic(), False, Path(run)
+    torch.set_float32_matmul_precision("highest" if "faithful" in preset else "high")
+    goes_on, begun = (run / "last").is_dir(), time.monotonic()
+    if run.exists() and not goes_on:
+        shutil.rmtree(run)
     try:
-        train(load_config(preset, overrides, data_root=data), output=folder, quiet=True)
+        train(load_config(preset, overrides, data_root=data), output=run, resume=goes_on, quiet=True)
     except Interrupted:
-        cut = True
-    log, config = read_log(folder), json.loads((folder / "config.json").read_text())
-    judged, _ = evaluate_users(folder, "test", k=(1, 5, 10, 20))
-    best = max(log, key=lambda row: row.get("valid_" + monitor(config), -1.0))
-    peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
-    result = {
+        STOPPED = True
+    torch.set_float32_matmul_precision("highest")
+    log, config = read_log(run), json.loads((run / "config.json").read_text())
+    ranks, _ = evaluate_users(run, "test", k=(1, 5, 10, 20), precision="32")
+    small: dict[str, Any] = {"all": np.array(ranks.rank, np.uint16), "unseen": np.array(ranks.rank_unseen, np.uint16)}
+    row = {
         "name": name,
         "words": words,
         "config": config["run"],
-        "data": judged.data,
+        "versions": config["versions"],
+        "data": ranks.data,
         "parameters": config["facts"]["parameters"],
-        "cut": cut,
+        "cut": not (run / "metrics.json").is_file(),
         "epochs": len(log),
-        "best_epoch": best["epoch"],
-        "seconds": round(time.monotonic() - begun, 1),
-        "epoch_seconds": round(statistics.median(row["seconds"] for row in log), 2),
-        "peak_mib": round(peak),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "valid": {key.removeprefix("valid_"): value for key, value in best.items() if key.startswith("valid_")},
-        "test": judged.metrics,
+        "steps": log[-1]["step"],
+        "seconds": round(sum(r["seconds"] for r in log), 1),
+        "wall": round(time.monotonic() - begun, 1),
+        "epoch_seconds": round(statistics.median(r["seconds"] for r in log), 3),
+        "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else 0,
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "test": ranks.metrics,
     }
-    Path(run + ".json").write_text(json.dumps(result))
+    judged = [r for r in log if any(key.startswith("valid_") for key in r)]
+    best = max(judged, key=lambda r: picked({**row, "valid": {k[6:]: v for k, v in r.items() if k[:6] == "valid_"}}))
+    row |= {"best_epoch": best["epoch"], "valid": {k[6:]: v for k, v in best.items() if k[:6] == "valid_"}}
+    np.savez_compressed(f"{run}.npz", **small)
+    written = Path(f"{run}.json.part")
+    written.write_text(json.dumps(row))
+    written.rename(f"{run}.json")
+    if not row["cut"]:
+        shutil.rmtree(run / "last", ignore_errors=True)
 
 
-def monitor(config: dict[str, Any]) -> str:
-    """What picked the best epoch."""
-    task = config["run"]["task"]
-    k = task["k"] if isinstance(task["k"], int) else task["k"][0]
-    return f"NDCG@{k}" + ("-unseen" if task["select_by"] == "unseen" else "")
+# ---------------------------------------------------------------------------------------------- what comes of it
+def pack(work: Path, out: Path) -> None:
+    """runs.json, ranks.npz and logs.tar.gz from a folder of runs."""
+    import numpy as np
 
-
-def pack(folder: Path, archive: Path, weights: bool) -> None:
-    """Logs, configurations and ranks; with ``weights`` the best weights."""
-    wanted = {"log.csv", "log.jsonl", "config.json", "metrics.json", "ranks-test.json"}
-    if weights:
-        wanted |= {"model.safetensors", "assets.json"}
-    with tarfile.open(archive, "w:gz") as tar:
-        for path in sorted(folder.rglob("*")):
-            inside = path.relative_to(folder)
-            if path.is_file() and "last" not in inside.parts and (path.name in wanted or path.suffix == ".log"):
+    rows = results(work)
+    (out / "runs.json").write_text(json.dumps(rows, indent=0) + "\n")
+    columns: dict[str, Any] = {}
+    for row in rows:
+        with np.load(work / f"{row['name']}.npz") as ranks:
+            columns |= {f"{row['name']}/{which}": ranks[which] for which in ranks}
+    np.savez_compressed(out / "ranks.npz", **columns)
+    with tarfile.open(out / "logs.tar.gz", "w:gz") as tar:
+        for path in sorted(work.rglob("*")):
+            inside = path.relative_to(work)
+            if path.is_file() and "last" not in inside.parts and (path.name == "log.csv" or path.suffix == ".log"):
                 tar.add(path, inside)
 
 
-def show(results: list[dict[str, Any]]) -> None:
-    """One line a run, then mean and deviation over the seeds."""
+def show(rows: list[dict[str, Any]]) -> None:
+    """One line a run."""
     columns = ("HR@10", "NDCG@10", "HR@10-unseen", "NDCG@10-unseen")
-    print(f"{'run':28}{'epochs':>9}{'s/ep':>7}{'MiB':>7}" + "".join(f"{c:>15}" for c in ("valid", *columns)))
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in results:
-        groups.setdefault(" ".join(w for w in row["words"] if not w.startswith("seed=")), []).append(row)
-        picked = row["valid"].get(monitor({"run": row["config"]}), float("nan"))
-        star = "*" if row["cut"] else ""
-        epochs = f"{row['best_epoch']}/{row['epochs']}{star}"
-        figures = "".join(f"{value:15.4f}" for value in (picked, *(row["test"][c] for c in columns)))
-        print(f"{row['name']:28}{epochs:>9}{row['epoch_seconds']:7.2f}{row['peak_mib']:7}{figures}")
-    for rows in groups.values():
-        if len(rows) > 1:
-            name = re.sub(r"-\d+$", "", rows[0]["name"])
-            values = [[row["test"][c] for row in rows] for c in columns]
-            cells = "".join(f"{statistics.mean(v):8.4f}±{statistics.stdev(v):.4f}" for v in values)
-            print(f"{name + f' ({len(rows)} seeds)':66}{cells}")
+    print(f"{'run':38}{'epochs':>10}{'s/ep':>7}{'MiB':>7}" + "".join(f"{c:>15}" for c in ("valid", *columns)))
+    for row in rows:
+        epochs = f"{row['best_epoch']}/{row['epochs']}" + "*" * row["cut"]
+        figures = "".join(f"{value:15.4f}" for value in (picked(row), *(row["test"][c] for c in columns)))
+        print(f"{row['name']:38}{epochs:>10}{row['epoch_seconds']:7.2f}{row['peak_mib']:7}{figures}")
 
 
 @contextmanager
-def side_by_side(wanted: bool) -> Iterator[None]:
-    """NVIDIA's multi-process service for a while, if it is wanted and starts."""
-    if not wanted:
-        yield
+def side_by_side(wanted: bool) -> Iterator[dict[str, str]]:
+    """The processes' environment, with NVIDIA's multi-process service behind it if it is wanted and starts.
+
+    One that runs already, named by CUDA_MPS_PIPE_DIRECTORY, is used.
+    """
+    binary, base = shutil.which("nvidia-cuda-mps-control"), dict(os.environ)
+    if not wanted or "CUDA_MPS_PIPE_DIRECTORY" in base or binary is None:
+        if wanted:
+            print("mps:", base.get("CUDA_MPS_PIPE_DIRECTORY", "not installed; the processes take turns"), flush=True)
+        yield base
         return
-    with tempfile.TemporaryDirectory() as pipes:
-        os.environ |= {"CUDA_MPS_PIPE_DIRECTORY": pipes, "CUDA_MPS_LOG_DIRECTORY": pipes}
+    with tempfile.TemporaryDirectory(prefix="mps") as folder:
+        own = base | {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        control = subprocess.Popen([binary, "-f"], env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # The service numbers the GPUs that it may use anew, from 0.
+        seen = base.get("CUDA_VISIBLE_DEVICES")
+        theirs = own | (
+            {} if seen is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(seen.count(",") + 1)))}
+        )
         try:
-            started = subprocess.run(["nvidia-cuda-mps-control", "-d"], timeout=20).returncode == 0
-        except (OSError, subprocess.TimeoutExpired):
-            started = False
-        if not started:
-            print("no multi-process service: the processes take turns")
-            del os.environ["CUDA_MPS_PIPE_DIRECTORY"], os.environ["CUDA_MPS_LOG_DIRECTORY"]
-        try:
-            yield
+            time.sleep(1)
+            probe = [sys.executable, "-c", "import torch; torch.zeros(1).cuda().sum().item()"]
+            works = False
+            with suppress(subprocess.TimeoutExpired):
+                works = subprocess.run(probe, env=theirs, timeout=40, capture_output=True).returncode == 0
+            print("mps: on" if works else "mps: does not work here; the processes take turns", flush=True)
+            yield theirs if works else base
         finally:
-            if started:
-                subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, timeout=20, check=False)
+            with suppress(subprocess.TimeoutExpired):
+                subprocess.run([binary], input=b"quit\n", env=own, timeout=10, capture_output=True)
+            control.terminate()
 
 
 if __name__ == "__main__":

@@ -90,7 +90,12 @@ def ranks_of(data: HistoryDataset, split: str, found: Sequence[Any], weights: st
 
 
 def evaluate_users(
-    run: Path, split: str = "test", *, k: Sequence[int] = (10,), accelerator: str = "auto"
+    run: Path,
+    split: str = "test",
+    *,
+    k: Sequence[int] = (10,),
+    accelerator: str = "auto",
+    precision: str | None = None,
 ) -> tuple[Ranks, Path]:
     """Rank every item for every user of a split with a run's best weights, and keep the ranks beside them.
 
@@ -99,6 +104,7 @@ def evaluate_users(
         split: "valid" or "test".
         k: lengths of the lists, for the metrics.
         accelerator: "auto", "cpu" or "gpu".
+        precision: "32" or "bf16"; None for the training's.
 
     Returns:
         The ranks, and the file they are in.
@@ -121,7 +127,7 @@ def evaluate_users(
     if saved is None:
         raise CheckpointError(f"{folder} was not written by a run", "it has no data set to be evaluated on")
     extra = [f"train.accelerator={accelerator}", "train.strategy=auto", "train.devices=1"]
-    extra += [f"task.k={list(k)}", "task.lists=true"]
+    extra += [f"task.k={list(k)}", "task.lists=true"] + ([f"train.precision={precision}"] if precision else [])
     config = load_config(saved, extra)
     data = build_data(config)
     if not isinstance(data, HistoryDataset):

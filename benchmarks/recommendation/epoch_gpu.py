@@ -1,0 +1,196 @@
+"""An epoch of MovieLens-1M: every position of packed histories, or every padded prefix; and other steps' cost.
+
+    python benchmarks/recommendation/epoch_gpu.py --data DATA [--seconds 25] [--device cuda] [--out FILE]
+
+*Packed* is the strong setting, through our loader, whole epochs. *Prefixes* is the same model as RecBole would feed it:
+every prefix of at most 200 events a row of its own, 2,048 rows a batch, each padded on the right to 200, and the last
+real position read (RecBole 1.2.1's augmentation; 196 million tokens an epoch). Some of its batches are timed, drawn at
+random as its loader does, and scaled to the epoch. Our kernels run both: mamba_ssm's own calls are slower. Every
+position is computed, as there, and the loader's own time left out of *prefixes*, not of *packed*. *Trainer* is the
+median epoch of ``seqgraph train``, from its log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqgraph.config import TrainConfig, load_config
+from seqgraph.stream import TokenStream
+from seqgraph.train.batching import token_batches
+from seqgraph.train.optimize import parameter_groups, undecayed
+from seqgraph.train.run import build_data, build_task, train
+from seqgraph.train.store import read_log
+from seqgraph_mamba4rec.histories import HistoryBatch, HistoryDataset
+from seqgraph_mamba4rec.loss import softmax_loss
+
+ROWS, LENGTH = 2048, 200
+_LOCAL = "data.file=ml-1m.txt.gz"
+CASES: dict[str, tuple[str, ...]] = {
+    "Mamba4Rec strong, packed": ("ml-1m", _LOCAL),
+    "Mamba4Rec strong, packed, batches of 51,200 tokens": ("ml-1m", _LOCAL, "train.max_tokens=51200"),
+    "Mamba4Rec strong, padded prefixes": ("ml-1m", _LOCAL, "padded"),
+    "SASRec strong, packed, FlashAttention": ("ml-1m-sasrec", _LOCAL),
+    "SASRec strong, packed, batches of 51,200 tokens": ("ml-1m-sasrec", _LOCAL, "train.max_tokens=51200"),
+    "SASRec strong, padded prefixes, FlashAttention": ("ml-1m-sasrec", _LOCAL, "padded"),
+    "Mamba4Rec as released, packed prefixes": ("ml-1m-faithful", _LOCAL, "fp32"),
+    "Mamba4Rec as released, two layers": ("ml-1m-faithful", _LOCAL, "fp32", "model.n_layers=2"),
+    "Mamba4Rec as released, padded prefixes": ("ml-1m-faithful", _LOCAL, "fp32", "padded"),
+    "Mamba4Rec, Beauty, packed": ("beauty", "data.file=Beauty.txt.gz", "task.loss=softmax"),
+    "SASRec, Beauty, packed": ("beauty-sasrec", "data.file=Beauty.txt.gz", "task.loss=softmax"),
+}
+
+
+def padded(data: HistoryDataset, seed: int) -> Iterator[HistoryBatch]:
+    """Batches of prefixes as rows of 200; what stands behind a prefix is item 0."""
+    examples, rng = data.split("train"), np.random.default_rng(seed)
+    while True:
+        index = rng.integers(len(examples), size=ROWS)
+        batch: HistoryBatch = examples.pack(index)  # type: ignore[attr-defined]
+        lengths = batch.stream.lengths
+        rows = torch.zeros(ROWS, LENGTH, dtype=torch.int64)
+        rows[batch.stream.segment, batch.stream.position] = batch.stream.values
+        at = torch.arange(ROWS) * LENGTH + lengths - 1
+        stream = TokenStream.from_lengths(rows.flatten(), [LENGTH] * ROWS, source=rows.flatten())
+        yield HistoryBatch(stream, at, batch.target)
+
+
+class Case:
+    """A model, its data and one step of its training.
+
+    Args:
+        words: preset, overrides, and "padded" or "fp32".
+        data_root: where the files are.
+        device: "cuda" or "cpu".
+    """
+
+    def __init__(self, words: tuple[str, ...], data_root: str, device: str) -> None:
+        self.padded, half = "padded" in words, "fp32" not in words
+        torch.manual_seed(0)
+        overrides = [w for w in words[1:] if w not in ("padded", "fp32")]
+        overrides += ["data.examples=prefixes"] if self.padded else []
+        config = load_config(words[0], overrides, data_root=data_root)
+        self.settings: TrainConfig = config.train
+        self.data = build_data(config)
+        task, _ = build_task(config, self.data)
+        self.task, self.device, self.half = task.to(device).train(), device, half
+        torch.set_float32_matmul_precision("high" if half else "highest")
+        groups = parameter_groups(self.task, self.settings.weight_decay, undecayed(self.task))
+        self.optimizer = torch.optim.AdamW(groups, lr=self.settings.lr, fused=device == "cuda")
+
+    def batches(self) -> Any:
+        """Those of an epoch; of padded prefixes, without end."""
+        if self.padded:
+            assert isinstance(self.data, HistoryDataset)
+            return padded(self.data, 0)
+        most = self.settings.max_items
+        return token_batches(self.data, "train", self.settings.max_tokens, max_items=most, shuffle=True)
+
+    def step(self, batch: HistoryBatch) -> Tensor:
+        """Forward, backward, AdamW."""
+        batch = batch.to(self.device)
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
+            if self.padded:
+                hidden = self.task.model(batch.stream).values[batch.at]
+                loss = softmax_loss(hidden, self.task.model.item_embedding.weight, batch.target)  # type: ignore
+            else:
+                loss = self.task.training_step(batch)["loss"]
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+
+def measure(case: Case, seconds: float, wait: Callable[[], None]) -> dict[str, float]:
+    """Seconds of an epoch, ms of a step, and the peak of memory: whole epochs where they fit into the time."""
+    ready = iter(case.batches())
+    some = [next(ready) for _ in range(3)]
+    for batch in some:
+        case.step(batch)
+    wait()
+    total = -(-len(case.data.split("train")) // ROWS) if case.padded else len(case.batches().sampler)
+    if case.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    if case.padded:  # the loader's work is not counted
+        some = [next(ready).to(case.device) for _ in range(4)]
+        ready = iter(some * 100)
+    else:
+        ready = iter(case.batches())
+    begun, steps, tokens = time.perf_counter(), 0, 0
+    for batch in ready:
+        case.step(batch)
+        steps, tokens = steps + 1, tokens + batch.stream.num_tokens
+        if steps % 8 == 0:
+            wait()
+            if time.perf_counter() - begun > seconds:
+                break
+    wait()
+    each = (time.perf_counter() - begun) / steps
+    peak = torch.cuda.max_memory_allocated() / 2**20 if case.device == "cuda" else 0.0
+    return {
+        "epoch_s": each * total, "step_ms": 1e3 * each, "steps": steps, "of": total,
+        "tokens_a_step": tokens / steps, "peak_mib": peak,
+    }  # fmt: skip
+
+
+def trainer(data_root: str, epochs: int) -> float:
+    """Median seconds of an epoch of the strong preset."""
+    overrides = [_LOCAL, "train.precision=bf16", f"train.epochs={epochs}", f"train.eval_every={epochs}"]
+    torch.set_float32_matmul_precision("high")
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        train(load_config("ml-1m", overrides, data_root=data_root), output=run, quiet=True)
+        return statistics.median(row["seconds"] for row in read_log(run)[1:-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--seconds", type=float, default=25.0, help="for everything")
+    parser.add_argument("--only", nargs="*", default=[""], help="parts of the cases' names")
+    parser.add_argument("--epochs", type=int, default=0, help="of the trainer")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    wait = torch.cuda.synchronize if options.device == "cuda" else lambda: None
+    cases = {name: words for name, words in CASES.items() if any(part in name for part in options.only)}
+    end, found = time.monotonic() + options.seconds, {}
+    print(
+        "| case | epoch, s | steps timed | tokens a step | step, ms | peak, MiB |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for number, (name, words) in enumerate(cases.items()):
+        if (left := end - time.monotonic()) < 0.3:
+            print(f"no time for {name}")
+            continue
+        row = measure(Case(words, options.data, options.device), left / (len(cases) - number) / 2, wait)
+        found[name] = {key: round(value, 3) for key, value in row.items()}
+        print(
+            f"| {name} | {row['epoch_s']:.2f} | {row['steps']} of {row['of']} | {row['tokens_a_step']:,.0f} "
+            f"| {row['step_ms']:.2f} | {row['peak_mib']:,.0f} |",
+            flush=True,
+        )
+    ours, theirs = "Mamba4Rec strong, packed", "Mamba4Rec strong, padded prefixes"
+    if ours in found and theirs in found:
+        ratio = found[theirs]["epoch_s"] / found[ours]["epoch_s"]
+        print(f"\nan epoch of padded prefixes takes {ratio:.0f} times as long")
+    if options.epochs:
+        print(f"\ntrainer: {trainer(options.data, options.epochs):.2f} s an epoch", flush=True)
+    if options.out:
+        device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
+        options.out.write_text(json.dumps({"device": device, "torch": torch.__version__, "cases": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What train_gpu.py trains: NAME=PRESET KEY=VALUE ..., one a line, in the order in which they should begin.
+
+The part of a name before its last slash is a group. ``@GROUP`` instead of a preset is the configuration of that group's
+run with the best validation figure, once the whole group is there. Nothing is chosen by test events. ``share=PERCENT``
+is no setting of a run: it gets a process of its own that may use so much of the GPU.
+
+Every training in the strong setting gets the same time on the clock, for both models of a data set the same number of
+trials over the same settings, and its schedule ends with its time.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+MODELS = ("mamba4rec", "sasrec")
+SETS = {"beauty": "Beauty", "sports": "Sports_and_Outdoors", "toys": "Toys_and_Games", "video-games": "Video_Games"}
+_FAST = "train.precision=bf16 train.patience=null train.epochs=5000"
+_ML = f"{_FAST} train.eval_every=2 train.seconds=90"
+_SHOP = f"{_FAST} train.eval_every=3 task.loss=softmax train.eval_tokens=262144 train.seconds=40"
+_OWN = {
+    "mamba4rec": {"ml-1m": "ml-1m", "beauty": "beauty"},
+    "sasrec": {"ml-1m": "ml-1m-sasrec", "beauty": "beauty-sasrec"},
+}
+# The same question for either model: what else can stand around the mixer.
+_ROUND = {"mamba4rec": "model.norm=pre", "sasrec": "model.norm=post"}
+_BARE = {"mamba4rec": "model.residual=false", "sasrec": "model.norm=post"}
+
+
+def _ml_first(model: str) -> list[str]:
+    name, preset = f"ml-1m/{model}/tune", f"{_OWN[model]['ml-1m']} {_ML} seed=0"
+    longer = "data.max_history=400" + (" model.max_length=400" if model == "sasrec" else "")
+    return [
+        f"{name}/d128-p3={preset} model.dropout=0.3",
+        f"{name}/d256-p4={preset} model.dropout=0.4 model.d_model=256",
+        f"{name}/d128-p4={preset} model.dropout=0.4",
+        f"{name}/d128-p2={preset} model.dropout=0.2",
+        f"{name}/d256-p5={preset} model.dropout=0.5 model.d_model=256",
+        f"{name}/longer={preset} model.dropout=0.3 {longer}",
+    ]
+
+
+def _ml_second(model: str) -> list[str]:
+    name = f"ml-1m/{model}/tune"
+    first = f"@{name} seed=0"
+    return [
+        f"{name}-2/layers={first} model.n_layers=3",
+        f"{name}-2/norm={first} {_ROUND[model]}",
+        f"{name}-2/decay={first} train.weight_decay=0.3",
+        f"{name}-2/rate={first} train.lr={'1.0e-3' if model == 'mamba4rec' else '2.0e-3'}",  # the other one's
+    ]
+
+
+def _beauty_first(model: str) -> list[str]:
+    name, preset = f"beauty/{model}/tune", f"{_OWN[model]['beauty']} {_SHOP} data.file=Beauty.txt.gz seed=0"
+    return [
+        f"{name}/d64-p5={preset} model.dropout=0.5",
+        f"{name}/d128-p6={preset} model.dropout=0.6 model.d_model=128",
+        f"{name}/d64-p4={preset} model.dropout=0.4",
+        f"{name}/d128-p7={preset} model.dropout=0.7 model.d_model=128",
+        f"{name}/d256-p7={preset} model.dropout=0.7 model.d_model=256",
+        f"{name}/norm={preset} model.dropout=0.5 {_BARE[model]}",
+    ]
+
+
+def _beauty_second(model: str) -> list[str]:
+    name = f"beauty/{model}/tune"
+    first = f"@{name} seed=0"
+    return [
+        f"{name}-2/sampled={first} task.loss=sampled-softmax task.negatives=256",
+        f"{name}-2/gbce={first} task.loss=gbce task.negatives=256",
+        f"{name}-2/decay={first} train.weight_decay=0.5",
+        f"{name}-2/layers={first} model.n_layers=2",
+    ]
+
+
+def _other(which: str, model: str) -> list[str]:
+    name, found = f"{which}/{model}/tune", f"@beauty/{model}/tune* data.file={SETS[which]}.txt.gz seed=0"
+    return [f"{name}/same={found}", f"{name}/p45={found} model.dropout=0.45", f"{name}/p65={found} model.dropout=0.65"]
+
+
+def _paired(make, *given) -> list[str]:  # type: ignore[no-untyped-def]
+    """The trials of both models in turn, so that a lack of time meets both alike."""
+    return list(chain.from_iterable(zip(*(make(*given, model) for model in MODELS), strict=True)))
+
+
+def _final(which: str, seeds: tuple[int, ...]) -> list[str]:
+    return [f"{which}/{model}/final/{s}=@{which}/{model}/tune* seed={s}" for s in seeds for model in MODELS]
+
+
+_ROWS = "train.eval_tokens=819200 share={share}"
+_BEAUTY = "mamba4rec-faithful data.file=Beauty.txt.gz train.max_items=2048"
+# RecBole's SASRec: two layers and heads, inner width 256, norms behind, dropout 0.5 everywhere.
+_RECBOLE = (
+    f"{_BEAUTY} model=sasrec model.d_model=64 model.n_layers=2 model.n_heads=2 model.d_ffn=256 model.dropout=0.5"
+    " model.attention_dropout=0.5 model.norm=post model.max_length=50"
+)
+
+LISTS: dict[str, list[str]] = {
+    # The long ones: as released, from the first minute of the first call to the last of the second.
+    "faithful": [
+        *(f"ml-1m/mamba4rec/faithful/{s}=ml-1m-faithful seed={s} {_ROWS.format(share=14)}" for s in (0, 1, 2)),
+        f"ml-1m/mamba4rec/faithful-2/0=ml-1m-faithful model.n_layers=2 seed=0 {_ROWS.format(share=18)}",
+    ],
+    "tune": [
+        *chain.from_iterable(zip(_paired(_beauty_first), _paired(_ml_first), strict=True)),
+        *_paired(_beauty_second),
+        *_paired(_ml_second),
+        *chain.from_iterable(_paired(_other, which) for which in ("sports", "toys", "video-games")),
+    ],
+    "finals": [
+        *chain.from_iterable(_final(which, (1, 2)) for which in ("ml-1m", *SETS)),
+    ],
+    "faithful-beauty": [
+        *(f"beauty/mamba4rec/faithful/{s}={_BEAUTY} seed={s}" for s in (0, 1, 2)),
+        *(f"beauty/sasrec/faithful/{s}={_RECBOLE} seed={s}" for s in (0, 1, 2)),
+        f"beauty/mamba4rec/faithful-2/0={_BEAUTY} model.n_layers=2 seed=0",
+    ],
+    # One run each in the settings of the strong presets, if there is time: not tuned.
+    "others": [
+        f"ml-1m/gru4rec/untuned/0=ml-1m {_ML} model=gru4rec model.d_model=128 model.d_hidden=256"
+        " model.dropout=0.3 seed=0",
+        "ml-1m/mamba4rec/ssd/0=@ml-1m/mamba4rec/tune* model.mixer=ssd seed=0",
+        f"beauty/gru4rec/untuned/0=beauty {_SHOP} data.file=Beauty.txt.gz"
+        " model=gru4rec model.d_model=64 model.d_hidden=256 model.dropout=0.5 seed=0",
+        "beauty/mamba4rec/ssd/0=@beauty/mamba4rec/tune* model.mixer=ssd seed=0",
+    ],
+    # Everything that is new on a GPU, a few steps each.
+    "smoke": [
+        f"smoke/{name}={preset} {more} train.seconds=null train.max_steps=12 train.warmup=0"
+        for name, preset, more in (
+            ("ml-mamba", "ml-1m", _ML),
+            ("ml-sasrec", "ml-1m-sasrec", _ML),
+            ("beauty-mamba", "beauty", f"{_SHOP} data.file=Beauty.txt.gz"),
+            ("beauty-sasrec", "beauty-sasrec", f"{_SHOP} data.file=Beauty.txt.gz task.loss=gbce"),
+            ("faithful", "ml-1m-faithful", "share=14"),
+        )
+    ],
+}
