@@ -11,12 +11,17 @@ from torch import Tensor
 
 from seqgraph.order.graph import Adjacency, simple_edges
 from seqgraph.stream import TokenStream
+from seqgraph.tokenize.lanes import LANES, equal_bits, put_bits
 from seqgraph.tokenize.steps_cpu import GROUP, holds, run_groups
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _24, _40, _63, _ONE = np.uint64(24), np.uint64(40), np.uint64(63), np.uint64(1)
 # Bits of a signature for each neighbour, and the words it may have at most.
 _BITS, _WORDS = 16, 16
+# Neighbours that are compared one after the other with a whole window; of more, the signature is asked first.
+_FEW = 64
+# Tokens whose neighbours are fetched together.
+_AHEAD = 64
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class WindowTable:
         rowptr: (V + 1,), int32 where it fits; so is ``col``.
         col: (N,).
         signature: a Bloom filter of the neighbours of each node (Bloom, 1970), two bits each, (V, W) uint64: a look
-            at two of its bits settles nearly every pair that is not joined.
+            at two of its bits settles nearly every pair that is not joined. (0, 1) where no node has many neighbours.
     """
 
     rowptr: np.ndarray
@@ -39,12 +44,14 @@ class WindowTable:
         """The table of a simple undirected graph."""
         edges, size = len(graph.col), max(graph.num_nodes, 1)
         kind = np.int32 if max(size, edges) < 2**31 else np.int64
-        words = 1
-        while 64 * words < _BITS * edges / size and words < _WORDS:
-            words *= 2
         rowptr, col = (t.numpy().astype(kind) for t in (graph.rowptr, graph.col))
-        signature = np.zeros((graph.num_nodes, words), np.uint64)
-        _sign(rowptr, col, signature)
+        signature = np.zeros((0, 1), np.uint64)
+        if np.diff(rowptr).max(initial=0) > _FEW:
+            words = 1
+            while 64 * words < _BITS * edges / size and words < _WORDS:
+                words *= 2
+            signature = np.zeros((graph.num_nodes, words), np.uint64)
+            _sign(rowptr, col, signature)
         return WindowTable(rowptr, col, signature)
 
 
@@ -70,8 +77,8 @@ def window_on_cpu(table: WindowTable, stream: TokenStream, window: int) -> Tenso
     """As :func:`window_features`, on the CPU's threads."""
     features = np.empty((stream.num_tokens, max(2 * window - 1, 0)), np.float32)
     longest = int(stream.lengths.max()) if stream.num_segments else 0
-    room = longest + window
-    arrays = stream.source.numpy(), stream.cu_seqlens.numpy(), features
+    room = longest + window + LANES
+    arrays = stream.source.numpy(), stream.cu_seqlens.numpy(), features.reshape(-1)
 
     def work(begin: int, stop: int) -> None:
         _window(table.rowptr, table.col, table.signature, *arrays, window, room, begin, stop)
@@ -111,31 +118,62 @@ def _sign(rowptr, col, signature):
             signature[v, second >> 6] |= _ONE << (np.uint64(second) & _63)
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _put(features, at, bits, count, limit):
+    """Write ``count`` bits, and what is behind them as far as it will be written again."""
+    if at + LANES <= limit:
+        put_bits(features, at, bits)
+        return
+    for j in range(min(count, LANES)):
+        features[at + j] = np.float32((bits >> np.uint64(j)) & _ONE)
+
+
+@numba.njit(cache=True, nogil=True)
+def _look_up(col, low, high, signature, past, first, count):
+    """Which of the nodes past[first], past[first + 1], .. are among the many columns from low to high, as bits."""
+    mask = 64 * len(signature) - 1
+    bits = np.uint64(0)
+    for j in range(min(count, LANES)):
+        node = past[first + j]
+        a, b = _bits(node, mask)
+        seen = signature[a >> 6] >> (np.uint64(a) & _63)
+        seen &= signature[b >> 6] >> (np.uint64(b) & _63)
+        if node >= 0 and seen & _ONE and holds(col, low, high, node):
+            bits |= _ONE << np.uint64(j)
+    return bits
+
+
 @numba.njit(cache=True, nogil=True)
 def _window(rowptr, col, signature, node, borders, features, window, room, begin, stop):
-    mask = 64 * signature.shape[1] - 1
-    touched = _ONE
+    width, last = 2 * window - 1, min(stop * GROUP, len(borders) - 1)
+    ready, tokens = np.int64(borders[begin * GROUP]), np.int64(borders[last])
+    touched = 0
     # The walk backwards, so that the window of a token is what comes behind it; no node at all at the end.
     past = np.empty(room, col.dtype)
-    first_bit, second_bit = np.empty(room, np.int32), np.empty(room, np.int32)
-    for s in range(begin * GROUP, min(stop * GROUP, len(borders) - 1)):
+    for s in range(begin * GROUP, last):
         low, high = np.int64(borders[s]), np.int64(borders[s + 1])
         for t in range(low, high):
-            # All rows of the walk are asked for together: one by one, each look-up would wait for its own.
-            touched += signature[node[t], 0]
             past[high - 1 - t] = node[t]
-            first_bit[high - 1 - t], second_bit[high - 1 - t] = _bits(node[t], mask)
-        past[high - low : high - low + window] = -1
+        past[high - low : high - low + window + LANES] = -1
         for t in range(low, high):
-            here, row, behind = node[t], features[t], high - t
-            for k in range(window):
-                row[k] = np.float32(past[behind + k] == here)
-            for k in range(window, 2 * window - 1):
-                row[k] = 0
-            for k in range(1, min(window, t - low)):
-                a, b = np.int64(first_bit[behind + k]), np.int64(second_bit[behind + k])
-                seen = signature[here, a >> 6] >> (np.uint64(a) & _63)
-                seen &= signature[here, b >> 6] >> (np.uint64(b) & _63)
-                if seen & _ONE and holds(col, rowptr[here], rowptr[here + 1], past[behind + k]):
-                    row[window + k - 1] = 1
+            if t == ready:
+                # Rows are asked for many at a time, both their ends: one by one, each would wait for its own.
+                ready = min(t + _AHEAD, tokens)
+                for u in range(t, ready):
+                    start, end = rowptr[node[u]], rowptr[node[u] + 1]
+                    if start < end:
+                        touched += col[start] + col[end - 1]
+            behind, at = high - t, t * width
+            for k in range(0, window, LANES):
+                bits = equal_bits(past, behind + k, col.dtype.type(node[t]))
+                _put(features, at + k, bits, window - k, tokens * width)
+            start, end = np.int64(rowptr[node[t]]), np.int64(rowptr[node[t] + 1])
+            for k in range(0, window - 1, LANES):
+                bits = np.uint64(0)
+                if end - start <= _FEW:
+                    for e in range(start, end):
+                        bits |= equal_bits(past, behind + 1 + k, col[e])
+                else:
+                    bits = _look_up(col, start, end, signature[node[t]], past, behind + 1 + k, window - 1 - k)
+                _put(features, at + window + k, bits, window - 1 - k, tokens * width)
     return touched

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import networkx as nx
+import numba
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from seqgraph.errors import ConfigError, DataError
 from seqgraph.order.graph import simple_edges
-from seqgraph.tokenize import neighborhood, neighborhoods, nodes, walks, window
+from seqgraph.tokenize import lanes, neighborhood, neighborhoods, nodes, walks, window
 from seqgraph.tokenize.graph import read_graphs
 
 
@@ -156,9 +158,9 @@ def features_by_loop(edge_index, stream, window):
 
 
 @settings(max_examples=30, deadline=None)
-@given(data=graphs(), size=st.integers(0, 5), seed=st.integers(0, 99))
+@given(data=graphs(), size=st.sampled_from([0, 1, 2, 3, 5, 8, 15, 16, 17, 33]), seed=st.integers(0, 99))
 def test_window_features_against_a_loop(data, size, seed):
-    found = walks(data, length=6, rate=2, window=size, backtracking=True, generator=seeded(seed))
+    found = walks(data, length=6 + size, rate=2, window=size, backtracking=True, generator=seeded(seed))
     expected = features_by_loop(data.edge_index, found.stream, size)
     assert torch.equal(found.features, expected)
     assert torch.equal(window.window_features(data.edge_index, data.num_nodes, found.stream, size), expected)
@@ -169,10 +171,44 @@ def test_window_features_against_a_loop(data, size, seed):
 
 def test_window_features_of_hubs():
     """Rows longer than those that are compared as a whole, and signatures that are full."""
-    data = data_of(nx.compose(nx.star_graph(300), nx.complete_graph(40)))
-    found = walks(data, length=20, window=6, generator=seeded(3))
-    assert torch.equal(found.features, features_by_loop(data.edge_index, found.stream, 6))
-    assert 0.1 < float(found.features.mean()) < 0.9
+    data = data_of(nx.compose(nx.star_graph(300), nx.complete_graph(80)))
+    for size in (6, 20):
+        found = walks(data, length=30, window=size, generator=seeded(3))
+        assert torch.equal(found.features, features_by_loop(data.edge_index, found.stream, size))
+        assert 0.1 < float(found.features.mean()) < 0.9
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 16, 18])
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_window_features_on_several_threads(size, kind):
+    """Each thread writes its own rows and no others, whatever the width of a row and of an index."""
+    data = data_of(nx.gnm_random_graph(700, 2100, seed=1))
+    found = walks(data, length=11, rate=3, window=0, generator=seeded(1))
+    table = window.WindowTable.of(simple_edges(data.edge_index, 700))
+    table = replace(table, rowptr=table.rowptr.astype(kind), col=table.col.astype(kind))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        features = window.window_on_cpu(table, found.stream, size)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(features, features_by_loop(data.edge_index, found.stream, size))
+
+
+def test_lanes_are_what_they_say():
+    @numba.njit
+    def use(array, at, value, target, place):
+        bits = lanes.equal_bits(array, at, value)
+        lanes.put_bits(target, place, bits)
+        return bits
+
+    for kind in (np.int32, np.int64):
+        array, target = np.arange(40, dtype=kind) % 7, np.full(40, np.nan, np.float32)
+        bits = use(array, 5, kind(3), target, 9)
+        seen = array[5 : 5 + lanes.LANES] == 3
+        assert bits == sum(1 << j for j in range(lanes.LANES) if seen[j])
+        assert np.array_equal(target[9 : 9 + lanes.LANES], seen.astype(np.float32))
+        assert np.isnan(np.delete(target, range(9, 9 + lanes.LANES))).all()
 
 
 def test_rate_of_starts():
