@@ -1,17 +1,19 @@
-"""Downstream tasks of a list of runs in one table, beside simple features and random weights.
+"""Downstream tasks of trained models in one table, beside simple features and random weights.
 
     python benchmarks/proteins/downstream.py pack  --data /path/to/protein --out PACKED
-    python benchmarks/proteins/downstream.py table --data PACKED --out OUT --runs RUN [RUN ...] [--device cuda]
+    python benchmarks/proteins/downstream.py table --data PACKED --out OUT --final WORK/final --gpus 0 1 --limit 140
+    python benchmarks/proteins/downstream.py edges --data PACKED --out OUT [--splits bfs dfs] [--split-seeds 0]
 
-    python benchmarks/proteins/downstream.py edges --data PACKED --out OUT [--splits bfs dfs] [--seeds 0]
+``pack`` copies what the tasks read, and of Swiss-Prot only proteins of the task on function. ``table`` measures every
+model on every task, some dozen processes at once, each a model and some tasks: the trained models of ``--final`` (the
+folder of ``pretrain_gpu.py final``; the first ``--seeds`` of each), the same shapes with random weights, and features
+that need no model. With ``--stage-two`` the best LC-PLM also learns from SHS27k's training interactions of a split
+(``lc-plm-g-8m``) and is probed on that split, alone and beside neighbours. Every process writes what it has after each
+task; what is not ready after ``--limit`` seconds is missing. ``--resume`` leaves out what WORK has. OUT gets rows.json
+and table.md.
 
 ``edges`` writes OUT/shs27k-SPLIT-SEED.tsv, the training interactions of a split, for a second stage that is probed on
-it: one that has walked over all of them has seen the answers. Probe it with the same ``--splits`` and ``--seeds``.
-``pack`` copies what the tasks read, and of Swiss-Prot only the proteins of the task on function (30 MB instead of 63).
-``table`` goes through the tasks one by one; each begins only while ``--limit`` seconds are not over. After each
-OUT/rows.json is written, at the end OUT/table.md; ``--resume`` leaves out the tasks that OUT has. A run is anything
-that ``seqgraph probe`` takes; interactions are also read beside neighbours where it has been through the second stage.
-A column a run; "simple" is the best of one-hot codes and words of letters, "random" a run's shape with random weights.
+it: one that has walked over all of them has seen the answers.
 """
 
 from __future__ import annotations
@@ -19,23 +21,35 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import mean
+from typing import Any
 
-if TYPE_CHECKING:
-    from seqgraph_lc_plm.probes.measures import Row
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).parents[2]))
 
-# the cheap ones first
-TASKS = ("zero-shot", "gb1", "yeast", "interactions", "remote-homology", "function", "secondary-structure")
+from benchmarks.proteins.processes import end, environment, sharing, start, tail
+
+# What one process does, the longest first
+GROUPS = (
+    ("secondary-structure",),
+    ("function", "remote-homology"),
+    ("zero-shot", "interactions", "yeast", "gb1"),
+)
+TASKS = tuple(task for group in GROUPS for task in group)
 FOLDERS = ("secondary_structure_tests", "scope_astral40", "proteingym_partial", "ppi_shs27k", "ppi_yeast_pipr")
 FLIP = ("secondary_structure.splits.zip", "gb1.splits.zip")
-_SIMPLE = ("-mers", "one-hot", "letters of")
+SIMPLE = "simple"
 
 
-def pack(data: Path, out: Path) -> None:
+def pack(data: Path, out: Path, proteins: int) -> None:
     """Copy what the tasks read."""
     from seqgraph_lc_plm.probes import sets
 
@@ -46,110 +60,262 @@ def pack(data: Path, out: Path) -> None:
     for name in FLIP:
         shutil.copyfile(data / "flip" / name, out / "flip" / name)
     direct = sets.direct_functions(data)
-    rows, first, kept = [], set(), set()
-    for accession, cluster, split, sequence in sets.swissprot(data):
+    train, held, first = [], [], set()
+    for row in sets.swissprot(data):
+        accession, cluster, split, sequence = row
         if accession not in direct or (split == "train" and (cluster in first or len(sequence) > 2000)):
             continue
         first.add(cluster)
-        kept.add(accession)
-        rows.append(f"{accession}\t{cluster}\t{split}\t{sequence}\n")
+        (train if split == "train" else held).append(row)
+    kept = sets.few(range(len(train)), proteins, [row[0] for row in train])
+    rows = [train[i] for i in kept] + held
     target = out / sets.SWISSPROT
     target.mkdir(exist_ok=True)
-    (target / "swissprot_2014_01.tsv.xz").write_bytes(lzma.compress("".join(rows).encode()))
-    lines = "".join(f"{accession}\t{direct[accession]}\t\t\n" for accession in sorted(kept))
+    text = "".join("\t".join(row) + "\n" for row in rows)
+    (target / "swissprot_2014_01.tsv.xz").write_bytes(lzma.compress(text.encode()))
+    lines = "".join(f"{accession}\t{direct[accession]}\t\t\n" for accession in sorted(row[0] for row in rows))
     (target / "go_annotations.tsv.xz").write_bytes(lzma.compress(lines.encode()))
     shutil.copyfile(data / sets.SWISSPROT / "go_graph.tsv.xz", target / "go_graph.tsv.xz")
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    print(f"{out}: {size / 1e6:.1f} MB, {len(rows):,} proteins of Swiss-Prot")
+    print(f"{out}: {size / 1e6:.1f} MB; of Swiss-Prot with functions {len(kept):,} of {len(train):,} training proteins "
+          f"and {len(held):,} held-out ones")  # fmt: skip
 
 
-def pivot(rows: list[Row], runs: list[str]) -> str:
-    """A line for each task, data and probe; a column a run, the best simple features, and random weights."""
-    short = {run: Path(run).name if Path(run).name not in ("best", "last") else Path(run).parent.name for run in runs}
-    columns = [*runs, "trivial", "simple", *(f"{run}, random weights" for run in runs)]
-    found: dict[tuple[str, str, str, str], dict[str, float]] = {}
-    sizes: dict[tuple[str, str, str, str], int] = {}
-    for row in rows:
-        beside = ", beside neighbours"
-        name = row.features.removesuffix(beside)
-        key = (row.task, row.data, row.head + (beside if name != row.features else ""), row.measure)
-        if name in columns:
-            found.setdefault(key, {})[name] = row.value
-            sizes[key] = row.size
-    for row in rows:
-        kind = "trivial" if row.features == "none" else "simple" if any(w in row.features for w in _SIMPLE) else ""
-        for key in found:
-            if kind and key[:2] == (row.task, row.data):
-                found[key][kind] = max(row.value, found[key].get(kind, row.value))
-    names = [short.get(column, column) for column in columns[: len(runs)]] + ["trivial", "simple"]
-    names += [f"{short[run]}, random" for run in runs]
-    lines = ["| task | data | probe | measure | " + " | ".join(names) + " | n |", "|---" * (len(names) + 5) + "|"]
-    for key, values in found.items():
-        best = max((values[run] for run in runs if run in values), default=None)
-        cells = [f"{values[column]:.3f}" if column in values else "" for column in columns]
-        cells = [
-            f"**{c}**" if best is not None and c == f"{best:.3f}" and i < len(runs) else c for i, c in enumerate(cells)
+# ---------------------------------------------------------------------- one process
+def one(file: Path) -> None:
+    """What the description FILE asks for, into FILE's folder: rows of one model, and after each task more."""
+    job = json.loads(file.read_text())
+    done = json.loads((file.parent / "rows.json").read_text()) if (file.parent / "rows.json").is_file() else {}
+    path = second_stage(job, file.parent) if job["kind"] == "stage two" else job["path"]
+    for task in job["tasks"]:
+        if task not in done:
+            began = time.perf_counter()
+            rows = rows_of(task, job, path)
+            done[task] = {"rows": rows, "seconds": round(time.perf_counter() - began, 1)}
+            _write(file.parent / "rows.json", done)
+
+
+def rows_of(task: str, job: dict[str, Any], path: str) -> list[dict[str, Any]]:
+    """The rows of a task: of a model, of its shape with random weights, or of features that need none."""
+    import torch
+
+    from seqgraph_lc_plm.models import open_model
+    from seqgraph_lc_plm.probes import pairs
+    from seqgraph_lc_plm.probes import tasks as how
+    from seqgraph_lc_plm.probes.features import Embeddings, random_twin
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    root, limit, tokens, bf16 = Path(job["data"]), job["examples"], job["tokens"], device == "cuda"
+    named = []
+    if job["kind"] != SIMPLE:
+        network = open_model(path, device)
+        named = [(job["name"], random_twin(network) if job["kind"] == "random" else network)]
+    cache = Path(job["cache"])
+    sources = [Embeddings(network, name, cache=cache, max_tokens=tokens, bf16=bf16) for name, network in named]
+    same: dict[str, Any] = {"limit": limit, "simple": job["kind"] == SIMPLE}
+    if task == "secondary-structure":
+        rows = how.secondary_structure(root, sources, device=device, **same)
+    elif task == "remote-homology":
+        rows = how.remote_homology(root, sources, device=device, **same)
+    elif task == "zero-shot":
+        rows = how.zero_shot(root, named, max_tokens=tokens, bf16=bf16, **same)
+    elif task == "gb1":
+        rows = how.gb1(root, sources, **same)
+    elif task == "interactions":
+        rows = [
+            row
+            for split in job["splits"]
+            for seed in job["split_seeds"]
+            for row in pairs.interactions(root, sources, splits=[split], seeds=[seed], device=device, **same)
         ]
-        lines.append("| " + " | ".join([*key, *cells, f"{sizes[key]:,}"]) + " |")
+    elif task == "yeast":
+        rows = pairs.yeast(root, sources, device=device, **same)
+    else:
+        rows = pairs.function(root, sources, device=device, least=job["least"], **same)
+    about = {key: job[key] for key in ("model", "kind", "seed")}
+    return [{**asdict(row), **about} for row in rows]
+
+
+def second_stage(job: dict[str, Any], folder: Path) -> str:
+    """Train on the interactions of a split's training part, from a model's weights; the run."""
+    import seqgraph as sg
+    from seqgraph_lc_plm.probes.pairs import training_edges
+
+    run, edges = folder / "run", folder / "edges.tsv"
+    if (run / "metrics.json").is_file():
+        return str(run)
+    shutil.rmtree(run, ignore_errors=True)
+    edges.write_text(training_edges(Path(job["data"]), job["splits"][0], job["split_seeds"][0]))
+    proteins = Path(job["data"]).resolve() / "ppi_shs27k" / "protein.SHS27k.sequences.dictionary.tsv.gz"
+    words = [f"data.path={edges.resolve()}", f"data.sequences={proteins}", f"train.weights={job['path']}", "seed=0"]
+    sg.train(f"lc-plm-g-{job['size']}", [*words, *job["set"]], output=run, quiet=True)
+    return str(run)
+
+
+# ---------------------------------------------------------------------- all of them
+def models_of(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What is measured: simple features, the trained models, and each shape with random weights."""
+    found: dict[str, list[tuple[bool, float, int, str]]] = {}
+    for file in sorted(options.final.glob("*/result.json")):
+        result, run = json.loads(file.read_text()), file.parent / "run"
+        if (run / "best").is_dir() or (run / "last").is_dir():
+            loss = result["valid"].get("loss", float("inf"))
+            one_of = (not result["complete"], loss, result["seed"], str(run.resolve()))
+            found.setdefault(result["preset"], []).append(one_of)
+    if not found:
+        sys.exit(f"{options.final} holds no trained model: pretrain_gpu.py final makes them")
+    models: list[dict[str, Any]] = [{"model": SIMPLE, "kind": SIMPLE, "seed": None, "path": ""}]
+    for preset, runs in found.items():
+        runs.sort()
+        models += [{"model": preset, "kind": "trained", "seed": r[2], "path": r[3]} for r in runs[: options.seeds]]
+        models.append({"model": preset, "kind": "random", "seed": 0, "path": runs[0][3]})
+    return models
+
+
+def jobs_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The processes by name, the longest first."""
+    models = models_of(options)
+    common = {
+        "data": str(options.data.resolve()), "tokens": options.tokens, "examples": options.examples,
+        "splits": options.splits, "split_seeds": options.split_seeds, "least": options.least, "size": options.size,
+        "set": options.set, "cache": str(options.work.resolve() / "cache"),
+    }  # fmt: skip
+    jobs: dict[str, dict[str, Any]] = {}
+    if options.stage_two and "interactions" in options.tasks:
+        first = next((m for m in models if m["model"].startswith("lc-plm") and m["kind"] == "trained"), None)
+        for split in options.splits if first is not None else ():
+            seed = options.split_seeds[0]
+            more = {"tasks": ["interactions"], "splits": [split], "split_seeds": [seed], "name": "stage two"}
+            jobs[f"stage-two-{split}"] = {**common, **first, **more, "kind": "stage two"}
+    for group in GROUPS:
+        if tasks := [task for task in group if task in options.tasks]:
+            for m in models:
+                name = f"{m['model']}-{m['kind']}-{m['seed']}"
+                jobs[f"{tasks[0]}-{name}"] = {**common, **m, "tasks": tasks, "name": name}
+    return jobs
+
+
+def run_all(options: argparse.Namespace, began: float, shared: dict[str, str]) -> list[dict[str, Any]]:
+    """All rows that are there in time."""
+    folder = options.work.resolve() / "downstream"
+    if not options.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+    jobs = jobs_of(options)
+    env, waiting = {**environment(), **shared}, []
+    for name, job in jobs.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        _write(folder / name / "job.json", job)
+        have = json.loads((folder / name / "rows.json").read_text()) if (folder / name / "rows.json").is_file() else {}
+        if any(task not in have for task in job["tasks"]):
+            waiting.append(name)
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    turn = 0
+    until = began + options.limit
+    try:
+        while (waiting or running) and time.monotonic() < until:
+            while waiting and len(running) < options.jobs:
+                name = waiting.pop(0)
+                gpu = {"CUDA_VISIBLE_DEVICES": options.gpus[turn % len(options.gpus)]} if options.gpus else {}
+                turn += 1
+                command = [sys.executable, __file__, "one", "--out", str(folder / name / "job.json")]
+                running[name] = start(command, folder / name / "log.txt", {**env, **gpu})
+            time.sleep(0.1)
+            running = {name: process for name, process in running.items() if process.poll() is None}
+    finally:
+        end(list(running.values()), 2)
+    rows, seconds = [], {}
+    for name, job in jobs.items():
+        file = folder / name / "rows.json"
+        have = json.loads(file.read_text()) if file.is_file() else {}
+        for task, found in have.items():
+            rows += found["rows"]
+            seconds[f"{name}: {task}"] = found["seconds"]
+        if missing := [task for task in job["tasks"] if task not in have]:
+            print(f"--- {name} lacks {', '.join(missing)}:\n{tail(folder / name / 'log.txt', 3)}", flush=True)
+    print("seconds: " + "; ".join(f"{k} {v:.0f}" for k, v in sorted(seconds.items(), key=lambda kv: -kv[1])[:12]))
+    return rows
+
+
+def pivot(rows: list[dict[str, Any]]) -> str:
+    """A line for each task, data and probe: the mean over seeds of each model, the best simple features, random."""
+    presets = list(dict.fromkeys(row["model"] for row in rows if row["kind"] == "trained"))
+    columns = [*((p, "trained") for p in presets), *((p, "random") for p in presets)]
+    columns += [(p, "stage two") for p in presets if any(r["kind"] == "stage two" for r in rows if r["model"] == p)]
+    names = [f"{p}{'' if kind == 'trained' else ', ' + kind}" for p, kind in columns]
+    head = ["task", "data", "probe", "measure", *names, "simple", "trivial", "n"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    keys = dict.fromkeys((r["task"], r["data"], probe_of(r), r["measure"]) for r in rows if r["kind"] != SIMPLE)
+    for key in keys:
+        mine = [r for r in rows if (r["task"], r["data"], r["measure"]) == (key[0], key[1], key[3])]
+        cells = []
+        for column in columns:
+            values = [r["value"] for r in mine if (r["model"], r["kind"]) == column and probe_of(r) == key[2]]
+            cells.append(f"{mean(values):.3f}" if values else "")
+        for trivial in (False, True):
+            found = [r["value"] for r in mine if r["kind"] == SIMPLE and (r["features"] == "none") == trivial]
+            cells.append(f"{max(found):.3f}" if found else "")
+        lines.append("| " + " | ".join([*key, *cells, f"{mine[0]['size']:,}"]) + " |")
     return "\n".join(lines)
+
+
+def probe_of(row: dict[str, Any]) -> str:
+    """The probe, and whether neighbours stand beside."""
+    return row["head"] + (", beside neighbours" if row["features"].endswith("beside neighbours") else "")
+
+
+def _write(path: Path, what: Any) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(what, indent=1) + "\n")
+    os.replace(new, path)
 
 
 def main() -> None:
     """See the module."""
+    began = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["pack", "edges", "table"])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the tasks' data, whole or packed")
+    parser.add_argument("stage", choices=["pack", "edges", "table", "one"])
+    parser.add_argument("--data", type=Path, help="folder of the tasks' data, whole or packed")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--runs", nargs="+", default=[], help="runs, checkpoints, ESM-2 files")
+    parser.add_argument("--proteins", type=int, default=24_000, help="pack: training proteins for the task on function")
+    parser.add_argument("--final", type=Path, default=Path("/tmp/work/protein/final"), help="folder of trained models")
+    parser.add_argument("--work", type=Path, default=Path("/tmp/work/protein"), help="folder of rows and embeddings")
+    parser.add_argument("--seeds", type=int, default=2, help="trained models of each preset, the best first")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/downstream-cache"), help="embeddings are kept here")
-    parser.add_argument("--splits", nargs="+", default=["random", "bfs", "dfs"], help="of SHS27k's interactions")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of these splits")
-    parser.add_argument("--layer", type=int, default=-1)
+    parser.add_argument("--gpus", nargs="*", default=[], help="numbers of the GPUs, taken in turn")
+    parser.add_argument("--mps", action="store_true", help="the processes' kernels run side by side")
+    parser.add_argument("--jobs", type=int, default=24, help="processes at once")
+    parser.add_argument("--splits", nargs="+", default=["bfs", "dfs"], help="of SHS27k's interactions")
+    parser.add_argument("--split-seeds", nargs="+", type=int, default=[0, 1, 2], help="of these splits")
+    parser.add_argument("--stage-two", action="store_true", help="LC-PLM-G on the first seed of each split")
+    parser.add_argument("--size", default="8m", help="of the second stage")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of the second stage")
     parser.add_argument("--examples", type=int, default=None, help="of each set at most, to try it out")
+    parser.add_argument("--least", type=int, default=50, help="training proteins of a function that counts")
     parser.add_argument("--tokens", type=int, default=65536, help="in one forward pass")
-    parser.add_argument("--limit", type=float, default=540, help="seconds after which no task begins")
-    parser.add_argument("--resume", action="store_true", help="leave out the tasks that OUT/rows.json has")
+    parser.add_argument("--limit", type=float, default=140, help="seconds for everything")
+    parser.add_argument("--resume", action="store_true", help="leave out what WORK has")
     options = parser.parse_args()
+    if options.stage == "one":
+        one(options.out)
+        return
     if options.stage == "pack":
-        pack(options.data, options.out)
+        pack(options.data, options.out, options.proteins)
         return
     if options.stage == "edges":
         from seqgraph_lc_plm.probes.pairs import training_edges
 
         options.out.mkdir(parents=True, exist_ok=True)
         for how in options.splits:
-            for seed in options.seeds:
+            for seed in options.split_seeds:
                 (options.out / f"shs27k-{how}-{seed}.tsv").write_text(training_edges(options.data, how, seed))
         return
-    from seqgraph_lc_plm.probes.command import measure
-    from seqgraph_lc_plm.probes.measures import Row
-
-    if not options.runs:
-        parser.error("--runs names nothing")
-    began = time.perf_counter()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.out.mkdir(parents=True, exist_ok=True)
-    file = options.out / "rows.json"
-    done = json.loads(file.read_text()) if options.resume and file.is_file() else {}
-    for task in options.tasks:
-        if task in done:
-            continue
-        if time.perf_counter() - began > options.limit:
-            print(f"{task}: left out, {options.limit:.0f} s are over; go on with --resume")
-            continue
-        start = time.perf_counter()
-        rows = measure(
-            [task], options.runs, options.data, cache=options.cache, layer=options.layer, limit=options.examples,
-            max_tokens=options.tokens, bf16=options.device == "cuda", nogpu=options.device == "cpu",
-            splits=options.splits, seeds=options.seeds,
-        )  # fmt: skip
-        done[task] = [asdict(row) for row in rows]
-        file.write_text(json.dumps(done, indent=1) + "\n")
-        print(f"{task}: {len(rows)} rows in {time.perf_counter() - start:.0f} s", flush=True)
-    text = pivot([Row(**row) for rows in done.values() for row in rows], options.runs)
-    (options.out / "table.md").write_text(text + "\n")
-    print("\n" + text)
+    with sharing(options.mps, options.work / ".mps") as shared:
+        rows = run_all(options, began, shared)
+    _write(options.out / "rows.json", {"command": sys.argv, "rows": rows, "wall": round(time.monotonic() - began, 1)})
+    (options.out / "table.md").write_text(pivot(rows) + "\n")
+    print("\n" + pivot(rows))
 
 
 if __name__ == "__main__":

@@ -335,6 +335,8 @@ def keep(run: Path, target: Path) -> int:
     write_tensors(target / "model.safetensors", {name: half[id(value)] for name, value in whole.items()})
     for name in ("config.json", "assets.json", "metrics.json", "MODEL_CARD.md"):
         shutil.copy(best / name, target / name)
+    if (run / "metrics.json").is_file():  # with the test
+        shutil.copy(run / "metrics.json", target / "metrics.json")
     return sum(value.nbytes for value in half.values())
 
 

@@ -21,7 +21,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE)
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="A run, a checkpoint, or an ESM-2 (fair-esm's .pt file, or its name)."),
+    typer.Argument(metavar="MODEL", help="A run, a checkpoint, a shipped model, or an ESM-2 (.pt file, or name)."),
 ]
 Budget = Annotated[int, typer.Option("--toks_per_batch", "--toks-per-batch", min=1, help="Tokens in one forward pass.")]
 NoGpu = Annotated[bool, typer.Option("--nogpu", help="Use the CPU even where there is a GPU.")]

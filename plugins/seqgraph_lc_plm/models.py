@@ -1,19 +1,26 @@
-"""Opens what the commands are given as MODEL."""
+"""Opens what the commands are given as MODEL, and knows the trained models that ship with the package."""
 
 from __future__ import annotations
 
+from importlib import resources
 from pathlib import Path
 
 from seqgraph.errors import CheckpointError
 from seqgraph_lc_plm.base import ProteinLM
 
 
+def shipped() -> dict[str, Path]:
+    """Name -> checkpoint folder of each trained model in the package; its ``MODEL_CARD.md`` says what it is."""
+    folder = Path(str(resources.files("seqgraph_lc_plm"))) / "weights"
+    return {file.parent.name: file.parent for file in sorted(folder.glob("*/model.safetensors"))}
+
+
 def open_model(name: str, device: str = "cpu") -> ProteinLM:
     """A model of proteins, in evaluation mode.
 
     Args:
-        name: a run, a checkpoint folder, or whatever ``seqgraph.load`` takes; or an ESM-2: fair-esm's ``.pt`` file, or
-            a name such as esm2_t6_8M_UR50D.
+        name: a run, a checkpoint folder, or whatever ``seqgraph.load`` takes; one of :func:`shipped`, unless a folder
+            here has that name; or an ESM-2: fair-esm's ``.pt`` file, or a name such as esm2_t6_8M_UR50D.
         device: where it goes.
 
     Raises:
@@ -26,7 +33,8 @@ def open_model(name: str, device: str = "cpu") -> ProteinLM:
         return esm2.load(name).to(device).eval()
     from seqgraph import load
 
-    network = load(name, device=device)
+    ours = {} if Path(name).exists() else shipped()
+    network = load(ours.get(name, name), device=device)
     if not isinstance(network, ProteinLM):
         raise CheckpointError(f"{name} holds a {type(network).__name__}, no model of proteins", "give an lc-plm run")
     return network
