@@ -1,4 +1,4 @@
-"""Return probabilities on large graphs: each node's walk is followed as far as it is worth it."""
+"""Return probabilities on the CPU: each node's walk is followed, on large graphs as far as it is worth it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,76 @@ from seqgraph_kernels.threads import run_items
 # Mass is counted in units of 2^-30, so that sums are exact whatever their order and products fit into 64 bits.
 _BITS = 30
 _GROUP = 64
+
+
+def followed_returns(graph: Adjacency, steps: int) -> Tensor:
+    """Probability to be back after 1..k steps, exact up to rounding; on the CPU's threads.
+
+    Costs what the walks can reach in k / 2 steps, where small graphs or long chains have little.
+
+    Args:
+        graph: simple and undirected, on the CPU.
+        steps: k.
+
+    Returns:
+        (V, k) float64.
+    """
+    result = torch.zeros(graph.num_nodes, steps, dtype=torch.float64)
+    rows, found = (graph.rowptr.numpy(), graph.col.numpy()), result.numpy()
+
+    def work(_: int, begin: int, stop: int) -> None:
+        _follow_all(rows, begin * _GROUP, found[begin * _GROUP : stop * _GROUP])
+
+    groups = -(-graph.num_nodes // _GROUP)
+    if groups:
+        run_items(work, np.ones(groups), 0, graph.num_nodes < 1000)
+    return result
+
+
+@numba.njit(cache=True, nogil=True)
+def _follow_all(rows, first, found):
+    rowptr, col = rows
+    size, steps = len(rowptr) - 1, found.shape[1]
+    mass, following = np.zeros(size), np.zeros(size)
+    here, there = np.empty(size, np.int64), np.empty(size, np.int64)
+    for i in range(len(found)):
+        start = first + i
+        edges = rowptr[start + 1] - rowptr[start]
+        if edges == 0:
+            found[i] = 1.0
+            continue
+        here[0], count = start, 1
+        mass[start] = 1.0
+        for half in range((steps + 1) // 2):
+            reached = 0
+            for at in range(count):
+                node = here[at]
+                low, high = rowptr[node], rowptr[node + 1]
+                share = mass[node] / (high - low)
+                for e in range(low, high):
+                    target = col[e]
+                    if following[target] == 0.0:
+                        there[reached] = target
+                        reached += 1
+                    following[target] += share
+            # P^(a+b)(i, i) is the sum over u of P^a(i, u) P^b(i, u) degree(i) / degree(u).
+            odd = even = 0.0
+            for at in range(reached):
+                node = there[at]
+                degree = rowptr[node + 1] - rowptr[node]
+                odd += mass[node] * following[node] / degree
+                even += following[node] * following[node] / degree
+            found[i, 2 * half] = odd * edges
+            if 2 * half + 1 < steps:
+                found[i, 2 * half + 1] = even * edges
+            for at in range(count):
+                mass[here[at]] = 0.0
+            mass, following = following, mass
+            here, there = there, here
+            count = reached
+        for at in range(count):
+            mass[here[at]] = 0.0
+    return found
 
 
 def pruned_returns(graph: Adjacency, nodes: Tensor, steps: int, prune: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from seqgraph.errors import ConfigError
 from seqgraph.order.graph import Adjacency, check_graph, count_graphs, simple_edges, snap
-from seqgraph.order.returns import pruned_returns
+from seqgraph.order.returns import followed_returns, pruned_returns
 
 _CELLS = 1 << 23  # float64 cells of the dense block that is held at once
 _EXACT, _PRUNE = 4096, 1e-3
@@ -66,7 +66,10 @@ def rwse(
     nodes = torch.bincount(batch, minlength=count_graphs(batch))[batch]
     large = nodes > _EXACT if prune is None else torch.full_like(nodes, prune > 0, dtype=torch.bool)
     if not bool(large.any()):
-        return snap(-return_probabilities(graph, batch, steps).sum(1), batch)
+        # On a CPU a dense block costs all that it could hold, 80 times as much for molecules.
+        on_cpu = batch.device.type == "cpu" and prune is None
+        found = followed_returns(graph, steps) if on_cpu else return_probabilities(graph, batch, steps)
+        return snap(-found.sum(1), batch)
     scores = torch.zeros(num_nodes, dtype=torch.float64, device=batch.device)
     small = (~large).nonzero()[:, 0]
     if len(small):
@@ -74,10 +77,10 @@ def rwse(
         number = (~large).cumsum(0) - 1
         inside = ~large[edge_index[0]]
         scores[small] = rwse(number[edge_index[:, inside]], len(small), _renumber(batch[small]), steps=steps)
-    on_cpu = Adjacency(*(t.cpu() for t in (graph.rowptr, graph.row, graph.col, graph.edge)))
+    copy = Adjacency(*(t.cpu() for t in (graph.rowptr, graph.row, graph.col, graph.edge)))
     chosen = large.nonzero()[:, 0]
-    found = pruned_returns(on_cpu, chosen.cpu(), steps, _PRUNE if prune is None else prune)
-    scores[chosen] = -found.sum(1).to(scores.device)
+    pruned = pruned_returns(copy, chosen.cpu(), steps, _PRUNE if prune is None else prune)
+    scores[chosen] = -pruned.sum(1).to(scores.device)
     return scores
 
 

@@ -164,6 +164,21 @@ def test_unpruned_returns_are_exact(steps):
     torch.testing.assert_close(order.rwse(edges, len(graph), steps=steps, prune=1e-12), exact, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 16])
+def test_followed_walks_are_the_dense_powers(steps):
+    graph = nx.disjoint_union_all([nx.gnp_random_graph(60, 0.08, seed=2), nx.path_graph(9), nx.empty_graph(2)])
+    walk = torch.from_numpy(nx.to_numpy_array(graph))
+    walk = torch.where(
+        walk.sum(1, keepdim=True) > 0, walk / walk.sum(1, keepdim=True).clamp_min(1), torch.eye(len(walk))
+    )
+    power, dense = torch.eye(len(walk), dtype=torch.float64), []
+    for _ in range(steps):
+        power = power @ walk
+        dense.append(power.diagonal().clone())
+    found = returns.followed_returns(simple_edges(edges_of(graph), len(graph)), steps)
+    torch.testing.assert_close(found, torch.stack(dense, 1), rtol=0, atol=1e-14)
+
+
 def test_pruning_leaves_out_long_returns_only():
     graph = nx.random_regular_graph(4, 500, seed=0)
     edges = edges_of(graph)
