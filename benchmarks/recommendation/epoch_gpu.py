@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -114,16 +115,14 @@ class Case:
 def measure(case: Case, seconds: float, wait: Callable[[], None]) -> dict[str, float]:
     """Seconds of an epoch, ms of a step, and the peak of memory: whole epochs where they fit into the time."""
     ready = iter(case.batches())
-    some = [next(ready) for _ in range(3)]
-    for batch in some:
+    for batch in islice(ready, 3):
         case.step(batch)
     wait()
     total = -(-len(case.data.split("train")) // ROWS) if case.padded else len(case.batches().sampler)
     if case.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     if case.padded:  # the loader's work is not counted
-        some = [next(ready).to(case.device) for _ in range(4)]
-        ready = iter(some * 100)
+        ready = iter([next(ready).to(case.device) for _ in range(4)] * 100)
     else:
         ready = iter(case.batches())
     begun, steps, tokens = time.perf_counter(), 0, 0

@@ -207,7 +207,7 @@ class Keeper:
         best = best_of(results(self.work), pattern)
         if best is None:
             return None
-        return [*(word for word in best["words"] if not word.startswith("seed=")), *job.words[1:]]
+        return merged([*best["words"], *job.words[1:]])
 
     def _hand(self, job: Job, own: bool) -> None:
         free = [worker for worker in self.workers if worker.job is None and not worker.own]
@@ -215,7 +215,7 @@ class Keeper:
         run = self.work / job.name
         run.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{run}.done").unlink(missing_ok=True)
-        order = {"words": [*job.words, *self.options.set], "name": job.name, "data": str(self.options.data)}
+        order = {"words": merged([*job.words, *self.options.set]), "name": job.name, "data": str(self.options.data)}
         assert worker.process.stdin is not None
         worker.process.stdin.write(json.dumps({**order, "run": str(run)}) + "\n")
         worker.process.stdin.flush()
@@ -235,6 +235,12 @@ class Keeper:
 def _end_with_parent() -> None:
     """Nobody stays on the GPU when this program is killed: Linux's PR_SET_PDEATHSIG."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def merged(words: list[str]) -> list[str]:
+    """Preset and overrides, of each key the last."""
+    last = {word.partition("=")[0]: number for number, word in enumerate(words)}
+    return [word for number, word in enumerate(words) if last[word.partition("=")[0]] == number]
 
 
 def finished(path: Path) -> bool:

@@ -1,0 +1,231 @@
+"""benchmarks/results/recommendation.md from what train_gpu.py brought back.
+
+    python benchmarks/recommendation/report.py OUT [OUT2 ...] [--notes FILE] [-o benchmarks/results/recommendation.md]
+
+Each OUT holds runs.json and ranks.npz; of a run that several have, the last counts. The page's fixed words are here;
+what was learnt from the numbers is written by a person in NOTES and put in front of the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from seqgraph_mamba4rec.bootstrap import paired_bootstrap
+from seqgraph_mamba4rec.ranking import KINDS, Kind, gain
+
+SETS = {
+    "ml-1m": "MovieLens-1M (6,040 users, 3,416 films)",
+    "beauty": "Amazon Beauty (22,363 users, 12,101 items)",
+    "sports": "Amazon Sports and Outdoors (35,598 users, 18,357 items)",
+    "toys": "Amazon Toys and Games (19,412 users, 11,924 items)",
+    "video-games": "Amazon Video Games (24,303 users, 10,672 items)",
+}
+PROTOCOLS = {"": "every item ranked (unmasked)", "-unseen": "items that the user has seen left out (masked)"}
+NAMES = {"mamba4rec": "Mamba4Rec", "sasrec": "SASRec", "gru4rec": "GRU4Rec"}
+PUBLISHED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
+    ("ml-1m", ""): [
+        ("Mamba4Rec, one layer: its paper", ".3121", ".1822"),
+        ("Mamba4Rec, two layers: TiM4Rec's authors", ".3253", ""),
+    ],
+    ("ml-1m", "-unseen"): [
+        ("SASRec+ with 3,000 negatives (2309.07602)", ".3159", ".1857"),
+        ("HSTU-large: its repository", ".3294", ".1893"),
+    ],
+    ("beauty", ""): [
+        ("Mamba4Rec: reruns by others", ".0715 to .0761", ".0428 to .0452"),
+        ("SASRec in RecBole: a rerun by others", ".0848", ".0432"),
+    ],
+    ("beauty", "-unseen"): [
+        ("SASRec+SS: eSASRec's benchmark", ".0921", ".0531"),
+        ("eSASRec: the same", ".0928", ".0523"),
+    ],
+    ("sports", "-unseen"): [
+        ("SASRec+SS: eSASRec's benchmark", ".0569", ".0314"),
+        ("eSASRec: the same", ".0560", ".0323"),
+    ],
+    ("toys", "-unseen"): [
+        ("SASRec+SS: eSASRec's benchmark", ".0970", ".0580"),
+        ("eSASRec: the same", ".0939", ".0538"),
+    ],
+}
+ROWS = (
+    ("mamba4rec", "strong", "Mamba4Rec, strong"),
+    ("sasrec", "strong", "SASRec, strong"),
+    ("mamba4rec", "faithful", "Mamba4Rec, as released"),
+    ("mamba4rec", "faithful-2", "Mamba4Rec, as released, two layers"),
+    ("sasrec", "faithful", "SASRec, as in RecBole"),
+    ("mamba4rec", "ssd", "Mamba4Rec, strong, SSD mixer"),
+    ("gru4rec", "untuned", "GRU4Rec, strong setting, not tuned"),
+)
+Rows = list[dict[str, Any]]
+
+
+def read(folders: list[Path]) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """Runs by name, and ranks by run and protocol."""
+    runs: dict[str, dict[str, Any]] = {}
+    ranks: dict[str, np.ndarray] = {}
+    for folder in folders:
+        runs |= {row["name"]: row for row in json.loads((folder / "runs.json").read_text())}
+        with np.load(folder / "ranks.npz") as found:
+            ranks |= {name: found[name] for name in found}
+    return runs, ranks
+
+
+def of(runs: dict[str, dict[str, Any]], data: str, model: str, kind: str) -> Rows:
+    """The runs of one row, a seed each; of the strong setting the best trial by validation and its other seeds."""
+    head = f"{data}/{model}/"
+    if kind != "strong":
+        return [row for name, row in sorted(runs.items()) if name.rpartition("/")[0] == head + kind]
+    trials = [row for name, row in runs.items() if name.startswith(head + "tune")]
+    if not trials:
+        return []
+    best = max(trials, key=picked)
+    same = without_seed(best)
+    return [best, *(row for row in of(runs, data, model, "final") if without_seed(row) == same)]
+
+
+def without_seed(row: dict[str, Any]) -> Any:
+    """What makes a run's configuration, but for the seed and where its data lie."""
+    config = row["config"]
+    return {**{k: v for k, v in config.items() if k != "seed"}, "data": {**config["data"], "root": None}}
+
+
+def picked(row: dict[str, Any]) -> float:
+    """The validation figure that picked the run's epoch."""
+    task = row["config"]["task"]
+    k = task["k"] if isinstance(task["k"], int) else task["k"][0]
+    return float(row["valid"][f"{task['select_metric']}@{k}" + ("-unseen" if task["select_by"] == "unseen" else "")])
+
+
+def figure(values: list[float]) -> str:
+    """Mean ± standard deviation (n - 1)."""
+    mean = f"{statistics.mean(values):.4f}".removeprefix("0")
+    return mean + (f" ± {statistics.stdev(values):.4f}".replace("± 0", "± ") if len(values) > 1 else "")
+
+
+def worth(rows: Rows, ranks: dict[str, np.ndarray], which: str, kind: Kind) -> np.ndarray:
+    """Each user's share in a metric at 10, mean over the runs, (n,)."""
+    return np.mean(
+        [gain(torch.from_numpy(ranks[f"{r['name']}/{which}"].astype(np.int64)), kind, 10) for r in rows], axis=0
+    )
+
+
+def tables(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """A section a data set, a table a protocol."""
+    for data, title in SETS.items():
+        found = [(label, rows) for model, kind, label in ROWS if (rows := of(runs, data, model, kind))]
+        if not found:
+            continue
+        prints = sorted({row["data"] for _, rows in found for row in rows})
+        yield f"\n## {title}\n\nFingerprints of the histories with their settings: {', '.join(prints)}.\n"
+        for suffix, protocol in PROTOCOLS.items():
+            yield f"\n### {data}: {protocol}\n"
+            yield "| | HR@10 | NDCG@10 | MRR@10 | seeds | epochs (best) | parameters |\n|---|---|---|---|---|---|---|"
+            for name, hits, gained in PUBLISHED.get((data, suffix), []):
+                yield f"| *{name}* | *{hits}* | *{gained}* | | | | |"
+            for label, rows in found:
+                cells = [figure([row["test"][f"{kind}@10{suffix}"] for row in rows]) for kind in ("HR", "NDCG", "MRR")]
+                epochs = ", ".join(f"{row['epochs']}{'*' * row['cut']} ({row['best_epoch']})" for row in rows)
+                yield f"| {label} | {' | '.join(cells)} | {len(rows)} | {epochs} | {rows[0]['parameters']:,} |"
+        yield ""
+
+
+def comparisons(runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray]) -> Iterator[str]:
+    """Mamba4Rec less SASRec, with intervals."""
+    yield "| data | setting | protocol | metric | Mamba4Rec | SASRec | difference | 95 % interval | p | seeds |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for data in SETS:
+        for setting in ("strong", "faithful"):
+            sides = [of(runs, data, model, setting) for model in ("mamba4rec", "sasrec")]
+            if not all(sides):
+                continue
+            for which, word in (("all", "unmasked"), ("unseen", "masked")):
+                for kind in KINDS:
+                    a, b = (worth(rows, ranks, which, kind) for rows in sides)
+                    i = paired_bootstrap(a, b)
+                    seeds = " and ".join(str(len(rows)) for rows in sides)
+                    yield (
+                        f"| {data} | {setting} | {word} | {kind}@10 | {i.a:.4f} | {i.b:.4f} | {i.difference:+.4f} "
+                        f"| {i.low:+.4f} to {i.high:+.4f} | {i.p:.3f} | {seeds} |"
+                    )
+
+
+def trials(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Every trial by its validation figure, with what it does not share with all others."""
+    for data in SETS:
+        for model, name in NAMES.items():
+            rows = [row for key, row in runs.items() if key.startswith(f"{data}/{model}/tune")]
+            if not rows:
+                continue
+            own = [[w for w in row["words"] if not w.startswith("seed=")] for row in rows]
+            shared = [w for w in own[0] if all(w in words for words in own)]
+            yield f"\n**{data}, {name}**, {len(rows)} trials of `{' '.join(shared)}`\n"
+            yield "| trial | validation | epochs (best) | settings |\n|---|---|---|---|"
+            for row, words in sorted(zip(rows, own, strict=True), key=lambda pair: -picked(pair[0])):
+                epochs = f"{row['epochs']}{'*' * row['cut']} ({row['best_epoch']})"
+                said = " ".join(w for w in words if w not in shared)
+                yield f"| {row['name'].rpartition('/')[2]} | {picked(row):.4f} | {epochs} | `{said}` |"
+
+
+_RULES = """Leave one out, every item ranked, ties against the model; the epoch is chosen on the validation events.
+*Masked* leaves out what the user has seen; its figures and the unmasked ones answer different questions and share no
+table. *As released*: every prefix an example, last position, the release's initialisation, fp32, Adam at 1e-3, patience
+of 10 epochs on NDCG@10 unmasked. *Strong*: every position of packed histories, bf16, cosine schedule; epoch and trial
+chosen by NDCG@10 masked on validation, and both protocols' figures from those weights. Both models had the same trials
+over the same settings and the same seconds a trial. Mean ± standard deviation over seeds; a star marks a training that
+the time limit cut. Published rows: as printed.
+"""
+
+
+def page(runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray], notes: str) -> Iterator[str]:
+    """The whole page."""
+    rows = list(runs.values())
+    devices = ", ".join(sorted({row["device"] for row in rows}))
+    versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
+    hours = sum(row["wall"] for row in rows) / 3600
+    yield f"# Recommendation\n\n{devices}; {versions}. {len(rows)} trainings, {hours:.1f} hours of processes in all,"
+    yield "about a dozen at a time on one GPU through NVIDIA's multi-process service.\n"
+    yield notes.strip() + "\n" if notes else ""
+    yield _RULES
+    yield "\n".join(tables(runs))
+    yield "\n## Mamba4Rec less SASRec, same users\n"
+    yield "Paired bootstrap over users, 10,000 draws, of the mean over seeds.\n"
+    yield "\n".join(comparisons(runs, ranks))
+    yield "\n## Trials\n\nNDCG@10 on the validation events, masked, one seed each. The first line is the tables'."
+    yield "\n".join(trials(runs))
+    yield "\n## Time\n\n| data | model | setting | s an epoch | s a training | peak, MiB |\n|---|---|---|---|---|---|"
+    for data in SETS:
+        for model, kind, label in ROWS:
+            if chosen := of(runs, data, model, kind):
+                mean = {k: statistics.mean(r[k] for r in chosen) for k in ("epoch_seconds", "seconds", "peak_mib")}
+                yield (
+                    f"| {data} | {NAMES[model]} | {label.partition(', ')[2]} | {mean['epoch_seconds']:.2f} "
+                    f"| {mean['seconds']:.0f} | {mean['peak_mib']:,.0f} |"
+                )
+    yield "\nBeside other processes on the same GPU; an epoch alone on one is in the table of speeds."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--notes", type=Path)
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    runs, ranks = read(options.folders)
+    text = "\n".join(page(runs, ranks, options.notes.read_text() if options.notes else "")) + "\n"
+    if options.output:
+        options.output.write_text(text)
+    else:
+        print(text, end="")
+
+
+if __name__ == "__main__":
+    main()
