@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
-import os
 import shutil
 import signal
 import subprocess
@@ -35,7 +34,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.proteins.processes import end, environment, sharing, start, tail
+from benchmarks.proteins.processes import end, environment, say, sharing, start, tail
 
 # What one process does, the longest first
 GROUPS = (
@@ -92,7 +91,7 @@ def one(file: Path) -> None:
             began = time.perf_counter()
             rows = rows_of(task, job, path)
             done[task] = {"rows": rows, "seconds": round(time.perf_counter() - began, 1)}
-            _write(file.parent / "rows.json", done)
+            say(file.parent / "rows.json", done)
 
 
 def rows_of(task: str, job: dict[str, Any], path: str) -> list[dict[str, Any]]:
@@ -204,7 +203,7 @@ def run_all(options: argparse.Namespace, began: float, shared: dict[str, str]) -
     env, waiting = {**environment(), **shared}, []
     for name, job in jobs.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        _write(folder / name / "job.json", job)
+        say(folder / name / "job.json", job)
         have = json.loads((folder / name / "rows.json").read_text()) if (folder / name / "rows.json").is_file() else {}
         if any(task not in have for task in job["tasks"]):
             waiting.append(name)
@@ -263,12 +262,6 @@ def probe_of(row: dict[str, Any]) -> str:
     return row["head"] + (", beside neighbours" if row["features"].endswith("beside neighbours") else "")
 
 
-def _write(path: Path, what: Any) -> None:
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(what, indent=1) + "\n")
-    os.replace(new, path)
-
-
 def main() -> None:
     """See the module."""
     began = time.monotonic()
@@ -313,7 +306,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     with sharing(options.mps, options.work / ".mps") as shared:
         rows = run_all(options, began, shared)
-    _write(options.out / "rows.json", {"command": sys.argv, "rows": rows, "wall": round(time.monotonic() - began, 1)})
+    say(options.out / "rows.json", {"command": sys.argv, "rows": rows, "wall": round(time.monotonic() - began, 1)})
     (options.out / "table.md").write_text(pivot(rows) + "\n")
     print("\n" + pivot(rows))
 

@@ -33,7 +33,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.proteins.processes import end, environment, sharing, start, tail
+from benchmarks.proteins.processes import end, environment, say, sharing, start, tail, wait
 
 BINS = ("loss_to_256", "loss_to_512", "loss_to_1024", "loss_to_2048", "loss_to_4096", "loss_over_4096")
 FAMILIES = ("lc-plm", "esm2")
@@ -77,20 +77,6 @@ def prepare(source: Path | None, work: Path) -> None:
 
 
 # ---------------------------------------------------------------------- one training
-def wait(path: Path) -> dict[str, Any]:
-    """What a file says, once it is there."""
-    while not path.is_file():
-        time.sleep(0.02)
-    return json.loads(path.read_text())
-
-
-def say(path: Path, what: Any) -> None:
-    """Write a file, whole or not at all."""
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(what) + "\n")
-    new.replace(path)
-
-
 def one(folder: Path) -> None:
     """The training that FOLDER/job.json describes: its speed, the number of steps from the runner, and the result."""
     import torch

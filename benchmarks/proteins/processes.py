@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
 _PROBE = "import torch; torch.zeros(1).cuda().sum().item()"
@@ -103,3 +105,17 @@ def end(processes: list[subprocess.Popen[bytes]], seconds: float) -> None:
 def tail(log: Path, lines: int = 5) -> str:
     """The last lines of a file, "" where there is none."""
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.is_file() else ""
+
+
+def wait(path: Path) -> dict[str, Any]:
+    """What a file says, once it is there."""
+    while not path.is_file():
+        time.sleep(0.02)
+    return json.loads(path.read_text())
+
+
+def say(path: Path, what: Any) -> None:
+    """Write a file, whole or not at all."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(what) + "\n")
+    new.replace(path)

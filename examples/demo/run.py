@@ -104,11 +104,14 @@ def draw_molecule() -> str:
 
 
 def embed_families(run: Path, out: Path) -> str:
-    """Embed a FASTA file with the trained model and draw its families."""
+    """Embed a FASTA file with the larger model that ships, or else with the one trained here, and draw its families."""
     from sklearn.manifold import TSNE
 
+    from seqgraph_lc_plm.models import shipped
+
     shutil.copy(HERE / "families.fasta", out / "families.fasta")
-    command("embed", str(run), str(out / "families.fasta"), str(out / "embeddings"), "--include", "mean")
+    model = "lc-plm-8m" if "lc-plm-8m" in shipped() else str(run)
+    command("embed", model, str(out / "families.fasta"), str(out / "embeddings"), "--include", "mean")
     families, vectors = [], []
     for file in sorted((out / "embeddings").glob("*.pt")):
         record = torch.load(file, weights_only=True)

@@ -179,7 +179,8 @@ def gb1(
         texts = [[data.sequences[i] for i in part] for part in (train, test)]
         letters = np.array([list(text) for text in data.sequences])
         places = np.flatnonzero((letters != letters[0]).any(0)).tolist()
-        mutations = np.array([sum(a != b for a, b in zip(text, _wild(data), strict=True)) for text in texts[1]])
+        wild = _wild(data)
+        mutations = np.array([sum(a != b for a, b in zip(text, wild, strict=True)) for text in texts[1]])
         seen: list[tuple[str, str, list[np.ndarray] | None]] = []
         if simple:
             seen.append(("none", "fewer mutations", None))
