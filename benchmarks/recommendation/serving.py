@@ -1,6 +1,6 @@
 """What a user's next event costs: one step of a state, or reading the history again; the service; memory; top-k.
 
-    python benchmarks/recommendation/serving.py [--part step service memory topk] [--device cuda]
+    python benchmarks/recommendation/serving.py [--part step service memory topk] [--device cuda] [--seconds 0.4]
 
 Untrained models (time does not depend on the weights) of ML-1M's size: 3,416 items, D 64, Mamba4Rec with one layer
 and 32 states, SASRec with two layers and two heads. One thread. Times are of the wall; on a busy machine the CPU's own
@@ -44,8 +44,13 @@ def mamba(**more) -> Mamba4Rec:
     return model
 
 
-def measure(call: Callable[[], object], device: str, seconds: float = 2.0) -> tuple[float, float, float]:
+SECONDS = 2.0
+"""For each measurement."""
+
+
+def measure(call: Callable[[], object], device: str, seconds: float | None = None) -> tuple[float, float, float]:
     """Median and 99th percentile of the wall time, and median of the CPU's, in ms; one call where that takes long."""
+    seconds = SECONDS if seconds is None else seconds
     wall: list[float] = []
     cpu: list[float] = []
     begin = time.perf_counter()
@@ -111,7 +116,7 @@ def topk(device: str) -> None:
                 except (ModuleNotFoundError, ValueError):
                     cells.append("-")
                     continue
-                cells.append(f"{measure(lambda i=index, a=ask: i.search(a, 10), device, 1.0)[0]:.2f}")
+                cells.append(f"{measure(lambda i=index, a=ask: i.search(a, 10), device)[0]:.2f}")
             print(f"| {items:,} | {users} | {' | '.join(cells)} |", flush=True)
 
 
@@ -133,7 +138,7 @@ def memory(device: str, users: int, dtype: str) -> None:
             chosen = torch.randint(users, (1024,), generator=g).tolist()
             store.add([(f"user-{i}", i % ITEMS) for i in chosen])
 
-        median, p99, _ = measure(some, device, 5.0)
+        median, p99, _ = measure(some, device, 2.5 * SECONDS)
         print(
             f"{users:,} users, {dtype}: {state:,} bytes of state each, {state * users / 1e9:.2f} GB; the process grew "
             f"by {grown / 1e9:.2f} GB; filled in {took:.0f} s; 1,024 events of users at random, logged and synced: "
@@ -200,13 +205,16 @@ def service() -> None:
 
 
 def main() -> None:
+    global SECONDS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = ("step", "topk", "memory", "service")
     parser.add_argument("--part", nargs="*", default=parts, choices=parts)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--users", type=int, default=1_000_000, help="of --part memory")
     parser.add_argument("--dtype", default="float16", choices=("float32", "bfloat16", "float16"))
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each measurement")
     options = parser.parse_args()
+    SECONDS = options.seconds
     torch.set_num_threads(1)
     where = torch.cuda.get_device_name() if options.device == "cuda" else "one CPU thread"
     print(f"torch {torch.__version__}, {where}, load average {os.getloadavg()[0]:.1f}\n")
