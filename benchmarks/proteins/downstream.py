@@ -104,6 +104,8 @@ def rows_of(task: str, job: dict[str, Any], path: str) -> list[dict[str, Any]]:
     from seqgraph_lc_plm.probes.features import Embeddings, random_twin
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # cuDNN makes a plan for each shape of a batch, and no two batches are alike.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     root, limit, tokens, bf16 = Path(job["data"]), job["examples"], job["tokens"], device == "cuda"
     named = []
     if job["kind"] != SIMPLE:

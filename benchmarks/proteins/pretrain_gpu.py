@@ -88,6 +88,8 @@ def one(folder: Path) -> None:
 
     # The trainer stops at the runner's signal; the tests that follow a training go on to their end.
     signal.signal(signal.SIGINT, lambda *_: None)
+    # cuDNN makes a plan for each shape of a batch, and no two batches are alike.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     job = json.loads((folder / "job.json").read_text())
     if not (folder.parent / "plan.json").is_file():
         measure(load_config(job["preset"], job["overrides"]), folder)
