@@ -22,6 +22,7 @@ CASES = {
     "reverse": (RAGGED, 4, 3, 2, 5, {"direction": "reverse", "skip": 2}),
     "both": (RAGGED, 2, 3, 1, 5, {"direction": "both"}),
     "both-own": (RAGGED, 2, 3, 2, 5, {"direction": "both", "own": True}),
+    "both-own-apart": (RAGGED, 2, 3, 1, 5, {"direction": "both", "own": True, "combine": "none"}),
     "both-apart": (RAGGED, 2, 3, 1, 5, {"direction": "both", "combine": "none"}),
     "shifted": (RAGGED, 2, 3, 1, 5, {"direction": "both", "own": True, "shift": True, "skip": 2}),
     "shifted-reverse": ([20], 2, 3, 1, 5, {"direction": "reverse", "shift": True}),
@@ -42,7 +43,8 @@ def compare(case, dtype=torch.float32):
 def main() -> None:
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan(), "memory must start as NaN"
-    importlib.import_module("seqgraph_kernels.ssd.triton_plan").SPAN_LEAST = 32
+    plan = importlib.import_module("seqgraph_kernels.ssd.triton_plan")
+    plan.SPAN_LEAST, plan.SHORT = 32, 16
     for name, (lengths, H, P, G, N, options) in CASES.items():
         show(name, compare(ssd_case(lengths, H, P, G, N, **options)))
     show("fp16", compare(ssd_case([35, 2], 2, 3, 1, 5, direction="both"), torch.float16))

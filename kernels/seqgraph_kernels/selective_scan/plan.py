@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 # Tokens between two saved states; the backward recomputes what lies between them. Spans are multiples of it.
 CHUNK = 64
-# In a longer walk neighbouring channels drift apart, and memory is read in short pieces.
-LONGEST = 1024
+# Most tokens of a span: the model below was fitted up to it.
+LONGEST = 8192
 
 
 class Sizes(NamedTuple):
@@ -48,10 +48,10 @@ class Walk(NamedTuple):
 
 
 # Measured on an H100 with 16 states (benchmarks/kernels/LOG.md); by channels to a lane.
-OUTPUTS = {1: Walk(20, 230, 650), 2: Walk(12, 378, 1100)}
-LOCAL = {1: Walk(16, 180, 500), 2: Walk(16, 310, 800)}
+OUTPUTS = {1: Walk(20, 235, 570), 2: Walk(12, 378, 1230)}
+LOCAL = {1: Walk(16, 180, 890), 2: Walk(16, 310, 1350)}
 PAIRED = Walk(16, 223, 900)
-GRADIENTS = Walk(8, 1450, 2000)
+GRADIENTS = Walk(8, 1450, 2600)
 # The short recurrence over spans: a launch, and bytes a cycle.
 CARRY, MOVED = 12_000, 3_400
 
@@ -75,7 +75,11 @@ def _cost(sizes: Sizes, span: int, halves: int, walk: Walk, channels: int) -> fl
     whole = sizes.longest <= span
     # Lengths are not known, only their mean: about half of a last span is empty.
     used = segments * (1.0 if whole else max(1.0, mean / span + 0.5 * (sizes.longest > mean)))
-    tokens = (mean + sizes.longest) / 2 if whole else min(span, sizes.tokens)
+    tokens = min(span, sizes.tokens)
+    if whole:
+        # Where all warps run at once, the longest segment's is the last.
+        at_once = used * math.ceil(sizes.channels / channels) <= walk.held * sizes.processors
+        tokens = sizes.longest if at_once else (mean + sizes.longest) / 2
     time = sizes.passes * _cycles(walk, used * math.ceil(sizes.channels / channels), tokens, sizes.processors)
     if whole:
         return time
@@ -90,16 +94,17 @@ def _cost(sizes: Sizes, span: int, halves: int, walk: Walk, channels: int) -> fl
 
 def _spans(sizes: Sizes) -> list[int]:
     longest = -(-max(sizes.longest, 1) // CHUNK) * CHUNK
-    return sorted({s for s in (64, 128, 192, 256, 384, 512, 768, 1024, longest) if s <= min(longest, LONGEST)})
+    spans = {64, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, longest}
+    return sorted(s for s in spans if s <= min(longest, LONGEST))
 
 
 @lru_cache(4096)
 def forward_plan(sizes: Sizes) -> Plan:
-    """The cut that should take least time forward."""
-    halves = 2 if sizes.even and sizes.states <= 16 else 1
+    """The cut, and the channels to a lane, that should take least time forward."""
+    both = (2, 1) if sizes.even and sizes.states <= 16 else (1,)
     return min(
-        (Plan(span, halves) for span in _spans(sizes)),
-        key=lambda plan: _cost(sizes, plan.span, halves, OUTPUTS[halves], 32 * halves),
+        (Plan(span, halves) for halves in both for span in _spans(sizes)),
+        key=lambda plan: _cost(sizes, plan.span, plan.halves, OUTPUTS[plan.halves], 32 * plan.halves),
     )
 
 

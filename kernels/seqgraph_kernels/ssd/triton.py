@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from seqgraph_kernels.ssd.arguments import SsdArguments
+from seqgraph_kernels.ssd.arguments import Pass, SsdArguments
 from seqgraph_kernels.ssd.triton_gradients import projection_gradients, step_gradients, token_gradients
 from seqgraph_kernels.ssd.triton_outputs import outputs
 from seqgraph_kernels.ssd.triton_plan import Plan, Walked, skip_kind
+from seqgraph_kernels.ssd.triton_ready import unseen
 
 
 def forward(args: SsdArguments) -> tuple[Tensor, Tensor]:
     """Output and, where they are asked for, final states."""
+    for other in unseen(args, "forward"):
+        forward(other)
     plan = Plan(args)
     out = args.x.new_empty((2, *args.x.shape) if args.stacked else args.x.shape)
     final = args.x.new_empty(args.state_shape if args.final else 0, dtype=torch.float32)
@@ -30,6 +35,9 @@ def forward(args: SsdArguments) -> tuple[Tensor, Tensor]:
 
 def backward(args: SsdArguments, grad_out: Tensor, grad_end: Tensor | None) -> dict[str, Tensor]:
     """Gradients by argument name. Every argument of ``args`` that is present gets one."""
+    for other in unseen(args, "backward", grad_end is None):
+        grads = other.x.new_zeros((2, *other.x.shape) if args.stacked else other.x.shape)
+        backward(other, grads, None if grad_end is None else other.x.new_zeros(other.state_shape))
     plan = Plan(args)
     x, z = args.x, args.z
     total: dict[str, Tensor] = {}
@@ -70,22 +78,40 @@ def backward(args: SsdArguments, grad_out: Tensor, grad_end: Tensor | None) -> d
 def _outputs(
     plan: Plan, states: Walked, grad: Tensor | None, out: Tensor | None, gz: Tensor | None, gdy: Tensor | None
 ) -> None:
-    args, first, last = plan.args, plan.passes[0], plan.passes[-1]
+    """Outputs to ``out``, or gradients of z and of the ungated output to ``gz`` and ``gdy`` where ``grad`` is given."""
+    if not plan.args.stacked:
+        _outputs_of(plan, plan.passes, plan.steps, states, (grad, out, gdy), gz, False)
+        return
+    # Each direction is gated by itself: one launch for both would keep two sets of matrices, and spill.
+    for i, one in enumerate(plan.passes):
+        steps = plan.steps[:, i if plan.own_steps else 0]
+        own = [None if t is None else t[i] for t in (grad, out, gdy)]
+        _outputs_of(plan, [one], steps, states.of(i, plan), own, gz, i > 0)
+
+
+def _outputs_of(
+    plan: Plan, passes: Sequence[Pass], steps: Tensor, states: Walked, grad_out_gdy: Sequence[Tensor | None],
+    gz: Tensor | None, add: bool,
+) -> None:  # fmt: skip
+    args, first, last = plan.args, passes[0], passes[-1]
+    together = len(passes) == 2
     # Where both directions have the same skip, it counts twice and is read once.
-    same = plan.directions == 2 and not args.stacked and not plan.own_x and last.D is first.D
+    same = together and not plan.own_x and last.D is first.D
     kind, kind_rev = skip_kind(first.D, args.shift), skip_kind(last.D, args.shift)
     z = plan.z
     tensors = (first.x, last.x, first.B, last.B, first.C, last.C)
     heads = plan.heads_per_program(8)
     blocks = plan.G * -(-plan.share // heads)
     strides = [n for t in tensors for n in t.stride()[:2]] + ([0, 0] if z is None else list(z.stride()[:2]))
+    grad, out, gdy = grad_out_gdy
     outputs[(plan.slots * blocks,)](
-        *tensors, first.D, last.D, z, first.A, last.A, plan.steps, plan.cu, plan.slot, states.states, grad, out, gz,
+        *tensors, first.D, last.D, z, first.A, last.A, steps, plan.cu, plan.slot, states.states, grad, out, gz,
         gdy, *strides, plan.size, plan.T, plan.H, states.rows, heads, blocks, plan.share, BP=plan.BP,
-        FORWARD=not first.reverse, REVERSE=last.reverse, OWN_X=plan.own_x, OWN_BC=plan.own_bc,
-        OWN_STEPS=plan.own_steps, SHIFT=args.shift, STACKED=args.stacked, SKIP=0 if first.reverse else kind,
-        SKIP_REV=0 if same else kind_rev, SKIPS=2 if same else 1, HAS_Z=z is not None, HAS_FIRST=states.first,
-        GRAD=grad is not None, EXACT=plan.exact, **plan.launch["outputs"], **plan.tile,
+        FORWARD=not first.reverse, REVERSE=last.reverse, OWN_X=together and plan.own_x,
+        OWN_BC=together and plan.own_bc, OWN_STEPS=together and plan.own_steps, SHIFT=args.shift,
+        SKIP=0 if first.reverse else kind, SKIP_REV=0 if same else kind_rev, SKIPS=2 if same else 1,
+        HAS_Z=z is not None, HAS_FIRST=states.first, GRAD=grad is not None, ADD_Z=add, EXACT=plan.exact,
+        **plan.launch["outputs"], **plan.tile,
     )  # fmt: skip
 
 

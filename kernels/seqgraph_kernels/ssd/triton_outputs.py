@@ -75,17 +75,17 @@ def outputs(
     size, T, H, rows, heads, head_blocks, share,
     P: tl.constexpr, N: tl.constexpr, BP: tl.constexpr, BN: tl.constexpr, CHUNK: tl.constexpr,
     FORWARD: tl.constexpr, REVERSE: tl.constexpr, OWN_X: tl.constexpr, OWN_BC: tl.constexpr, OWN_STEPS: tl.constexpr,
-    SHIFT: tl.constexpr, STACKED: tl.constexpr, SKIP: tl.constexpr, SKIP_REV: tl.constexpr, SKIPS: tl.constexpr,
-    HAS_Z: tl.constexpr, HAS_FIRST: tl.constexpr, GRAD: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-    EXACT: tl.constexpr,
+    SHIFT: tl.constexpr, SKIP: tl.constexpr, SKIP_REV: tl.constexpr, SKIPS: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_FIRST: tl.constexpr, GRAD: tl.constexpr, ADD_Z: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """Output (T, H, P), or (2, T, H, P) STACKED.
+    """Output, (T, H, P), of one direction or of both together; with GRAD, the gradients of y and of z instead.
 
-    OWN_*: the other direction has its own; SKIP: 0 for none, else see ``load_skip``; SKIPS: how often the first skip
-    counts, 2 where the other direction has the same.
+    ADD_Z: z's is added to what is there. OWN_*: the other direction has its own; SKIP: 0 for none, else see
+    ``load_skip``; SKIPS: how often the first skip counts, 2 where the other direction has the same.
     """
     # Both triangles come from one set of matrices.
-    MERGED: tl.constexpr = FORWARD and REVERSE and not (OWN_BC or OWN_STEPS or OWN_X or SHIFT or STACKED)
+    MERGED: tl.constexpr = FORWARD and REVERSE and not (OWN_BC or OWN_STEPS or OWN_X or SHIFT)
     AHEAD: tl.constexpr = 1 if SHIFT else 0
     block = tl.program_id(0) % head_blocks
     slot = tl.program_id(0) // head_blocks
@@ -131,12 +131,6 @@ def outputs(
                 y += multiply(products * decay, x * step[:, None], DOT, PRECISION)
                 if SKIP != 0:
                     y += x * load_skip(D_ptr, h, H, t, live, P, BP, SKIP) * SKIPS
-                if STACKED:
-                    dz = finish(
-                        y, z_ptr, grad_ptr, out_ptr, gdy_ptr, z_stride, z_head, h * P, start, live, h, H, dz,
-                        P, BP, CHUNK, HAS_Z, GRAD,
-                    )  # fmt: skip
-                    y = tl.zeros([CHUNK, BP], tl.float32)
             if REVERSE:
                 step_row = tl.cast(h, tl.int64) + (H if OWN_STEPS else 0)
                 step, before, upto, behind, A, before_low, upto_low = load_steps(
@@ -152,11 +146,11 @@ def outputs(
                     y += multiply(products_rev * decay * step[None, :], x, DOT, PRECISION)
                 if SKIP_REV != 0:
                     y += x * load_skip(D_rev_ptr, h, H, t, live, P, BP, SKIP_REV)
-            OTHER: tl.constexpr = STACKED and FORWARD
-            plane = h * P + T.to(tl.int64) * H * P * OTHER
             dz = finish(
-                y, z_ptr, grad_ptr, out_ptr, gdy_ptr, z_stride, z_head, plane, start, live, h, H, dz, P, BP, CHUNK,
+                y, z_ptr, grad_ptr, out_ptr, gdy_ptr, z_stride, z_head, h * P, start, live, h, H, dz, P, BP, CHUNK,
                 HAS_Z, GRAD,
             )  # fmt: skip
             if GRAD:
+                if ADD_Z:
+                    dz += load_rows(gz_ptr + h * P, start, H * P, live, 0, CHUNK, P, BP)
                 store_rows(gz_ptr + h * P, start, H * P, live, 0, dz, CHUNK, P, BP)

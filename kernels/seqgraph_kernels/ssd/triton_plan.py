@@ -19,6 +19,8 @@ from seqgraph_kernels.ssd.triton_states import carry, steps, walk
 _ENOUGH = 528
 # Tokens that one program walks at least and at most; multiples of every chunk.
 SPAN_LEAST, SPAN_MOST = 256, 16384
+# Tokens of a chunk of short segments, in which most of a long one would be empty, and their mean length at most.
+SHORT, SHORT_MEAN = 32, 40
 # Warps, and stages of loads in flight in bf16, of each kernel; the best of those tried on an H100.
 LAUNCH = {"walk": (4, 3), "outputs": (4, 2), "tokens": (4, 1), "B": (4, 2), "C": (8, 3)}
 
@@ -95,12 +97,12 @@ class Plan:
         # Products of 64 rows take their operands from shared memory from Hopper on, and from registers before: there
         # (and in smaller chunks) those in three parts leave room for 16 rows only.
         arch = 90 if interpreting() else triton.runtime.driver.active.get_current_target().arch
-        chunk = 64 if arch // 10 in (9, 10) else 32
         wide = max(self.BP, BN)
-        # Short segments would leave most of a long chunk empty.
-        mean = self.T / max(1, self.S)
-        chunk = min(chunk, 32 if wide > 128 else 64, 16 if mean <= 20 else 32 if mean <= 40 else 64)
-        self.chunk = 16 if precision == "tf32x3" and chunk < 64 else chunk
+        long = 64 if arch // 10 in (9, 10) and wide <= 128 else 32
+        # Both are compiled at the first call, see triton_ready.
+        self.chunk = min(long, SHORT if self.T <= SHORT_MEAN * self.S else 64)
+        if precision == "tf32x3" and self.chunk < 64:
+            self.chunk = 16
         most = 1 if not half else 2 if self.BP * BN > 8192 else 3
         self.launch = {
             name: {"num_warps": w, "num_stages": min(n, most), "enable_fp_fusion": True}
