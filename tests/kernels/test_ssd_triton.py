@@ -41,7 +41,7 @@ def test_every_case_is_looked_at(errors):
 
 
 def call(low, *, H=32, P=64, N=128, own=False, segments=8, **options):
-    """32,768 tokens in equal segments, with everything that a block of Mamba-2 (or, with its ``own``, of Hydra) gives."""
+    """32,768 tokens in equal segments, and all that a block of Mamba-2 (or, with its ``own``, of Hydra) gives."""
     T, fp32 = 32768, torch.float32
     empty = partial(launched.empty, dtype=low)
     wide = {"x": empty(T, H, P), "z": empty(T, H, P), "A": launched.empty(H, dtype=fp32)}

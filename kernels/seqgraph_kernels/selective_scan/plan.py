@@ -75,7 +75,7 @@ def _cost(sizes: Sizes, span: int, halves: int, walk: Walk, channels: int) -> fl
     whole = sizes.longest <= span
     # Lengths are not known, only their mean: about half of a last span is empty.
     used = segments * (1.0 if whole else max(1.0, mean / span + 0.5 * (sizes.longest > mean)))
-    tokens = min(span, sizes.tokens)
+    tokens: float = min(span, sizes.tokens)
     if whole:
         # Where all warps run at once, the longest segment's is the last.
         at_once = used * math.ceil(sizes.channels / channels) <= walk.held * sizes.processors
