@@ -2,8 +2,8 @@
 
     python benchmarks/graph/collect.py results.json [more.json ...] [--epoch epoch.json] [--results benchmarks/results]
 
-Runs are merged into graphs-runs.json, by name and command: that of more epochs wins, then the later one. The tables of
-graphs.md, between ``<!-- NAME -->`` and ``<!-- /NAME -->``, are written anew; everything else there is left alone.
+Runs are merged into graphs-runs.json by name: a finished one wins, then that of more epochs, then the later one, never
+by its metric. The tables of graphs.md, between ``<!-- NAME -->`` and ``<!-- /NAME -->``, are written anew; everything else there is left alone.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ ORDERS = {
 
 
 def merge(old: list[Run], new: list[Run]) -> list[Run]:
-    """Of each name and command the run with most epochs; of equals the later one."""
-    held: dict[tuple[str, str], Run] = {}
+    """Of each name one run: a finished one, then that of most epochs, then the later one."""
+    held: dict[str, Run] = {}
     for run in [*old, *new]:
-        key = run["run"], re.sub(r" train\.seconds=\S+", "", run["command"])
-        if run["test"] is not None and (key not in held or run["epochs"] >= held[key]["epochs"]):
-            held[key] = run
+        before = held.get(run["run"])
+        if run["test"] is not None and (before is None or _rank(run) >= _rank(before)):
+            held[run["run"]] = run
     return list(held.values())
+
+
+def _rank(run: Run) -> tuple[bool, int]:
+    return run["state"] == "done", run["epochs"]
 
 
 def number(value: float | None, digits: int = 4) -> str:
