@@ -3,7 +3,8 @@
     python benchmarks/graph/collect.py results.json [more.json ...] [--epoch epoch.json] [--results benchmarks/results]
 
 Runs are merged into graphs-runs.json by name: a finished one wins, then that of more epochs, then the later one, never
-by its metric. The tables of graphs.md, between ``<!-- NAME -->`` and ``<!-- /NAME -->``, are written anew; everything else there is left alone.
+by its metric. The tables of graphs.md, between ``<!-- NAME -->`` and ``<!-- /NAME -->``, are written anew; everything
+else there is left alone.
 """
 
 from __future__ import annotations
