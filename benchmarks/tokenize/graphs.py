@@ -59,6 +59,22 @@ def grid(side: int) -> Tensor:
     return both_ways(torch.randperm(side * side, generator=torch.Generator().manual_seed(0))[pairs])
 
 
+def chains(graphs: int, nodes: int) -> SimpleNamespace:
+    """A batch shaped like peptides, without their file: each node joined to one of the three before it, and rings."""
+    rng = np.random.default_rng(0)
+    node = np.arange(1, nodes)
+    before = node - 1 - rng.integers(0, np.minimum(node, 3), (graphs, nodes - 1))
+    ring = np.arange(6, nodes, 15)
+    source = np.concatenate([np.broadcast_to(node, before.shape), np.broadcast_to(ring, (graphs, len(ring)))], 1)
+    target = np.concatenate([before, np.broadcast_to(ring - 5, (graphs, len(ring)))], 1)
+    pairs = np.stack([source, target]) + nodes * np.arange(graphs)[:, None]
+    return SimpleNamespace(
+        edge_index=both_ways(torch.from_numpy(pairs.reshape(2, -1))),
+        num_nodes=graphs * nodes,
+        batch=torch.arange(graphs).repeat_interleave(nodes),
+    )
+
+
 def peptides(count: int) -> list[SimpleNamespace]:
     """The first molecules of Peptides-func (LRGB), with ``edge_index`` and ``num_nodes``.
 

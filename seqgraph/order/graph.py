@@ -133,9 +133,18 @@ def simple_edges(edge_index: Tensor, num_nodes: int, *, undirected: bool = True,
     return _compress(row, col, torch.full_like(row, -1), num_nodes)
 
 
+def pair_keys(edge_index: Tensor, num_nodes: int) -> Tensor:
+    """a * V + b of every stored edge (a, b) and of its reverse, (2 M,) int64, rising, repeats and self loops included.
+
+    Made for ``torch.searchsorted`` where a simple graph would have to be counted, which waits for a GPU.
+    """
+    row, col = edge_index
+    return torch.cat([row * num_nodes + col, col * num_nodes + row]).sort().values
+
+
 def _compress(row: Tensor, col: Tensor, edge: Tensor, num_nodes: int) -> Adjacency:
-    rowptr = torch.zeros(num_nodes + 1, dtype=torch.int64, device=row.device)
-    rowptr[1:] = torch.bincount(row, minlength=num_nodes).cumsum(0)
+    # The rows rise. To count them with bincount would wait for a GPU.
+    rowptr = torch.searchsorted(row, torch.arange(num_nodes + 1, device=row.device))
     return Adjacency(rowptr, row, col, edge)
 
 

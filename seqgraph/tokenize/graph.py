@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from seqgraph.errors import DataError
-from seqgraph.order.graph import Adjacency, check_graph, count_graphs, simple_edges, stored_edges
+from seqgraph.order.graph import Adjacency, check_graph, count_graphs, pair_keys, simple_edges, stored_edges
 from seqgraph.tokenize.steps_cpu import WalkTable
 from seqgraph.tokenize.window import WindowTable
 
@@ -45,6 +45,11 @@ class Graphs:
     def simple(self) -> Adjacency:
         """The simple undirected graph."""
         return simple_edges(self.edge_index, self.num_nodes)
+
+    @cached_property
+    def pairs(self) -> Tensor:
+        """Keys of the pairs that an edge joins, in either direction; see :func:`seqgraph.order.graph.pair_keys`."""
+        return pair_keys(self.edge_index, self.num_nodes)
 
     @cached_property
     def walk_table(self) -> WalkTable:

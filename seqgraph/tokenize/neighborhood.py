@@ -144,7 +144,7 @@ def neighborhoods(
 def _subgraphs_torch(
     graph: Adjacency, keys: Tensor, lengths: Tensor, walks: int, seed: int, longest: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As ``neighborhood_cpu.sample_subgraphs``, on any device; it reads back how much it found, and no more."""
+    """As ``neighborhood_cpu.sample_subgraphs``, on any device; it reads back three numbers, how much it found."""
     nodes, tokens = len(keys), len(lengths)
     number = torch.arange(tokens * walks, device=keys.device)
     streams = keyed_streams(seed, keys[:, None], number).flatten()  # (V L M,)
@@ -152,7 +152,8 @@ def _subgraphs_torch(
     steps = lengths.repeat_interleave(walks).repeat(nodes)
     visited, _ = random_walks(graph, starts, steps, streams, longest=longest)
     owner = torch.arange(nodes * tokens, device=keys.device).repeat_interleave(walks)[:, None].expand_as(visited)
-    members = torch.unique((owner * max(nodes, 1) + visited)[visited >= 0])
+    # Behind its end a walk counts as standing at its start, which is a member anyway.
+    members = torch.unique(owner * max(nodes, 1) + torch.where(visited >= 0, visited, starts[:, None]))
     edge_index, edge = _induced(graph, members)
     return members % max(nodes, 1), members // max(nodes, 1), edge_index, edge
 
@@ -174,4 +175,5 @@ def _induced(graph: Adjacency, members: Tensor) -> tuple[Tensor, Tensor]:
     # Beyond the last member lies nothing; without members there is nothing to look up either.
     inside = target < len(members)
     inside = inside & (members[target.clamp_max(len(members) - 1)] == wanted) if len(members) else inside
-    return torch.stack([owner[inside], target[inside]]), graph.edge[place[inside]]
+    kept = inside.nonzero()[:, 0]
+    return torch.stack([owner[kept], target[kept]]), graph.edge[place[kept]]

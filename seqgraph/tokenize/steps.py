@@ -147,7 +147,7 @@ def random_walks(
 def _walk_torch(
     graph: Adjacency, starts: Tensor, lengths: Tensor, streams: Tensor, law: Law, longest: int
 ) -> tuple[Tensor, Tensor]:
-    """The same on any device. Only q other than 1 reads from it: how many walkers still draw."""
+    """The same on any device. Only p or q other than 1 reads from it: how many walkers still draw."""
     key = graph.key if law.second_order else None
     here, before = starts, torch.full_like(starts, -1)
     nodes, edges = [starts], [before]

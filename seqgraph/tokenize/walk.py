@@ -102,7 +102,7 @@ def walks(
     elif on_cpu:
         features = window_on_cpu(graphs.window_table, stream, window)
     else:
-        features = window_in_torch(graphs.simple, stream, window)
+        features = window_in_torch(graphs.pairs, graphs.num_nodes, stream, window)
     return Walks(stream, edge, features)
 
 
@@ -110,7 +110,8 @@ def _cut(visited: Tensor, edge: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Nodes and edges up to each walk's end, (T,), and how many there are, (W,)."""
     if visited.device.type != "cpu":
         seen = visited >= 0
-        return visited[seen], edge[seen], seen.sum(1)
+        kept = seen.flatten().nonzero()[:, 0]
+        return visited.flatten()[kept], edge.flatten()[kept], seen.sum(1)
     lengths = torch.from_numpy(count_tokens(visited.numpy()))
     if int(lengths.sum()) == visited.numel():
         return visited.flatten(), edge.flatten(), lengths

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqgraph.order.graph import Adjacency, simple_edges
+from seqgraph.order.graph import Adjacency, pair_keys, simple_edges
 from seqgraph.stream import TokenStream
 from seqgraph.tokenize.lanes import LANES, equal_bits, put_bits
 from seqgraph.tokenize.steps_cpu import GROUP, holds, run_groups
@@ -22,6 +22,8 @@ _BITS, _WORDS = 16, 16
 _FEW = 64
 # Tokens whose neighbours are fetched together.
 _AHEAD = 64
+# Tokens times window that are looked up at once on a GPU, about 40 bytes each.
+_CELLS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -67,10 +69,9 @@ def window_features(edge_index: Tensor, num_nodes: int, stream: TokenStream, win
     Returns:
         (T, 2 w - 1) float32; (T, 0) for w = 0.
     """
-    graph = simple_edges(edge_index, num_nodes)
     if stream.device.type == "cpu":
-        return window_on_cpu(WindowTable.of(graph), stream, window)
-    return window_in_torch(graph, stream, window)
+        return window_on_cpu(WindowTable.of(simple_edges(edge_index, num_nodes)), stream, window)
+    return window_in_torch(pair_keys(edge_index, num_nodes), num_nodes, stream, window)
 
 
 def window_on_cpu(table: WindowTable, stream: TokenStream, window: int) -> Tensor:
@@ -87,17 +88,31 @@ def window_on_cpu(table: WindowTable, stream: TokenStream, window: int) -> Tenso
     return torch.from_numpy(features)
 
 
-def window_in_torch(graph: Adjacency, stream: TokenStream, window: int) -> Tensor:
-    """As :func:`window_features`, on any device, without reading from it."""
+def window_in_torch(pairs: Tensor, num_nodes: int, stream: TokenStream, window: int) -> Tensor:
+    """As :func:`window_features`, on any device, without reading from it.
+
+    Args:
+        pairs: :func:`seqgraph.order.graph.pair_keys` of the graph.
+        num_nodes: V.
+        stream: see there.
+        window: see there.
+    """
     features = torch.zeros(stream.num_tokens, max(2 * window - 1, 0), device=stream.device)
-    node, position, key = stream.source, stream.position, graph.key
-    for k in range(1, min(window, stream.num_tokens - 1) + 1):
-        inside = position[k:] >= k
-        features[k:, k - 1] = (inside & (node[k:] == node[:-k])).to(features.dtype)
-        if k > 1 and len(key):
-            wanted = node[k:] * graph.num_nodes + node[:-k]
-            found = key[torch.searchsorted(key, wanted).clamp_max(len(key) - 1)] == wanted
-            features[k:, window + k - 2] = (inside & found).to(features.dtype)
+    if not window or not stream.num_tokens:
+        return features
+    node, position = stream.source[:, None], stream.position[:, None]
+    number = torch.arange(stream.num_tokens, device=stream.device)[:, None]
+    back = torch.arange(1, window + 1, device=stream.device)
+    rows = max(_CELLS // window, 1)
+    for at in range(0, stream.num_tokens, rows):
+        here, inside = node[at : at + rows], position[at : at + rows] >= back
+        past = stream.source[(number[at : at + rows] - back).clamp_min(0)]  # (rows, w)
+        same = past == here
+        features[at : at + rows, :window] = inside & same
+        if window > 1 and len(pairs):
+            wanted = here * num_nodes + past[:, 1:]
+            found = pairs[torch.searchsorted(pairs, wanted).clamp_max(len(pairs) - 1)] == wanted
+            features[at : at + rows, window:] = found & inside[:, 1:] & ~same[:, 1:]
     return features
 
 

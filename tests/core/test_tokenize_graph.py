@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqgraph.errors import ConfigError, DataError
-from seqgraph.order.graph import simple_edges
+from seqgraph.order.graph import _compress, pair_keys, simple_edges
 from seqgraph.tokenize import lanes, neighborhood, neighborhoods, nodes, walks, window
-from seqgraph.tokenize.graph import read_graphs
+from seqgraph.tokenize.graph import Graphs, read_graphs
 
 
 @dataclass
@@ -165,8 +165,11 @@ def test_window_features_against_a_loop(data, size, seed):
     assert torch.equal(found.features, expected)
     assert torch.equal(window.window_features(data.edge_index, data.num_nodes, found.stream, size), expected)
     # What runs on a GPU must say the same.
-    graph = simple_edges(data.edge_index, data.num_nodes)
-    assert torch.equal(window.window_in_torch(graph, found.stream, size), expected)
+    pairs = pair_keys(data.edge_index, data.num_nodes)
+    assert torch.equal(window.window_in_torch(pairs, data.num_nodes, found.stream, size), expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(window, "_CELLS", 40)
+        assert torch.equal(window.window_in_torch(pairs, data.num_nodes, found.stream, size), expected)
 
 
 def test_window_features_of_hubs():
@@ -379,6 +382,30 @@ def test_neighborhoods_of_degenerate_graphs(data):
     assert found.node.tolist() == [v for v in range(data.num_nodes) for _ in range(5)]
     assert found.edge_index.shape == (2, 5 if data.edge_index.numel() else 0)
     assert found.to("cpu").num_tokens == found.num_tokens
+
+
+def test_gpu_adjacency_is_the_cpus():
+    data = data_of(nx.gnm_random_graph(40, 90, seed=2))
+    edges = torch.cat([data.edge_index, data.edge_index[:, :9], torch.tensor([[39, 5], [39, 5]])], 1)
+    stored = read_graphs(Data(edges, 43)).stored
+    rows = _compress(stored.row, stored.col, stored.edge, 43)
+    assert torch.equal(rows.rowptr, stored.rowptr)
+    assert not len(_compress(*[torch.empty(0, dtype=torch.int64)] * 3, 0).row)
+    joined = set((simple_edges(edges, 43).key).tolist())
+    assert set(pair_keys(edges, 43).tolist()) == joined | {39 * 43 + 39, 5 * 43 + 5}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"sink": "stay"}, {"sink": "restart", "restart": 0.1, "rate": 2}, {"sink": "stay", "backtracking": True}],
+)
+def test_walks_of_one_length_do_not_wait_for_a_gpu(settings):
+    """On the device "meta" there is nothing to read: whatever asks for a value or a count raises."""
+    edges, batch = (torch.zeros(shape, dtype=torch.int64, device="meta") for shape in ((2, 90), (40,)))
+    found = walks(Graphs(edges, 40, batch, 1, None), length=5, window=4, **settings)
+    assert found.features.shape == (40 * 6 * settings.get("rate", 1), 7)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        walks(Graphs(edges, 40, batch, 1, None), length=5, sink="end")
 
 
 @pytest.mark.gpu
