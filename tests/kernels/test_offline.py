@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from seqgraph_kernels import ready, selective_scan
 
 sys.path.insert(0, str(Path(__file__).parent))
 import launched
@@ -42,3 +45,24 @@ def test_compiles_within_its_budget(case, capability):
     for kernel in kernels:
         registers, stack = BUDGETS[case].get(kernel.name, UNNAMED)
         assert kernel.registers <= registers and kernel.stack <= stack and kernel.shared <= SHARED[capability], kernel
+
+
+def test_the_first_scan_compiles_for_all_shapes(monkeypatch):
+    """Whatever is cut, and however many channels a lane has; with the longest length and without."""
+    monkeypatch.setattr(ready, "_seen", set())
+
+    def compiled_for(tokens, segments, **options):
+        low, E, N = torch.bfloat16, 64, 4
+        with launched.compiling(90) as compiled, launched.OnMeta():
+            result = selective_scan(
+                *(launched.empty(tokens, E, dtype=low) for _ in "xd"), launched.empty(E, N, dtype=torch.float32),
+                *(launched.empty(tokens, N, dtype=low) for _ in "BC"), direction="both",
+                cu_seqlens=launched.borders(tokens, segments), backend="triton", **options,
+            )  # fmt: skip
+            torch.autograd.backward([result], [torch.empty_like(result)])
+        return {kernel.hash for _, kernel in compiled}
+
+    first = compiled_for(1024, 1)
+    assert len(first) == 7, "outputs of one and of two channels to a lane, states and sums either way, gradients"
+    for tokens, segments, longest in ((16, 1, 16), (65_536, 8, 8192), (65_536, 2048, None), (100_000, 1, None)):
+        assert compiled_for(tokens, segments, max_seqlen=longest) <= first

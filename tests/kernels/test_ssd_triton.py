@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqgraph_kernels import ssd
-from seqgraph_kernels.ssd import triton_ready
+from seqgraph_kernels import ready, ssd
+from seqgraph_kernels.ssd import triton
 
 sys.path.insert(0, str(Path(__file__).parent))
 import launched
@@ -88,7 +88,7 @@ def test_compiles_within_its_registers(capability, name):
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on: nothing is compiled")
 def test_few_launches(monkeypatch):
     """One per kernel forward; backward two more walks and both projections."""
-    monkeypatch.setattr(triton_ready, "SEGMENTS", ())
+    monkeypatch.setattr(triton, "is_first", lambda *_: False)
     with launched.compiling(90) as compiled, launched.OnMeta():
         CALLS["bf16 both"]()
         forward = len(compiled)
@@ -97,7 +97,7 @@ def test_few_launches(monkeypatch):
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on: nothing is compiled")
 def test_the_first_call_compiles_for_all_lengths(monkeypatch):
-    monkeypatch.setattr(triton_ready, "_seen", set())
+    monkeypatch.setattr(ready, "_seen", set())
 
     def compiled_for(segments):
         with launched.compiling(90) as compiled, launched.OnMeta():

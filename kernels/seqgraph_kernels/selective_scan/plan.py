@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 # Tokens between two saved states; the backward recomputes what lies between them. Spans are multiples of it.
 CHUNK = 64
+# Most states of channels that a forward walk may take two of to a lane.
+TWO_CHANNELS = 16
 # Most tokens of a span: the model below was fitted up to it.
 LONGEST = 8192
 
@@ -101,7 +103,7 @@ def _spans(sizes: Sizes) -> list[int]:
 @lru_cache(4096)
 def forward_plan(sizes: Sizes) -> Plan:
     """The cut, and the channels to a lane, that should take least time forward."""
-    both = (2, 1) if sizes.even and sizes.states <= 16 else (1,)
+    both = (2, 1) if sizes.even and sizes.states <= TWO_CHANNELS else (1,)
     return min(
         (Plan(span, halves) for halves in both for span in _spans(sizes)),
         key=lambda plan: _cost(sizes, plan.span, plan.halves, OUTPUTS[plan.halves], 32 * plan.halves),

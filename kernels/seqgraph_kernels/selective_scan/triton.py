@@ -9,10 +9,13 @@ from torch import Tensor
 
 from seqgraph_kernels.dispatch import interpreting
 from seqgraph_kernels.packing import check_borders, unit_rows
+from seqgraph_kernels.ready import is_first, small
 from seqgraph_kernels.selective_scan import triton_backward, triton_forward, triton_states
 from seqgraph_kernels.selective_scan.arguments import Pass, ScanArguments
-from seqgraph_kernels.selective_scan.plan import CHUNK, Sizes, backward_plan, forward_plan
+from seqgraph_kernels.selective_scan.plan import CHUNK, TWO_CHANNELS, Plan, Sizes, backward_plan, forward_plan
 
+# Arguments with a row for each token.
+WIDE = ("x", "dt", "B", "C", "z")
 # States that one walk holds; more are walked in several turns.
 STATES = 32
 # The backward's: it holds more of each state, those of this many tokens at once.
@@ -39,18 +42,27 @@ def checkpoint_shape(args: ScanArguments) -> tuple[int, int, int, int]:
 
 def forward(args: ScanArguments, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Output, final states and, where ``save`` says so, the states that each chunk of tokens starts from."""
+    if is_first(args, WIDE, "forward", save):
+        for halves in (1, 2) if args.A.shape[1] <= TWO_CHANNELS else (1,):
+            _Call(small(args, WIDE, 2 * CHUNK, 1), adjoint=False, plan=Plan(CHUNK, halves)).forward(save)
     return _Call(args, adjoint=False).forward(save)
 
 
 def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, checkpoints: Tensor) -> dict[str, Tensor]:
     """Gradients by argument name. Every argument of ``args`` that is present gets one."""
+    if is_first(args, WIDE, "backward", grad_end is None):
+        one = small(args, WIDE, 2 * CHUNK, 1)
+        grads = one.x.new_zeros((2, *one.x.shape) if args.stacked else one.x.shape)
+        saved = one.x.new_zeros(checkpoint_shape(one), dtype=torch.float32)
+        last = None if grad_end is None else saved.new_zeros(len(args.passes()), 1, *args.A.shape)
+        _Call(one, adjoint=True, plan=Plan(CHUNK, 2)).backward(grads, last, saved)
     return _Call(args, adjoint=True).backward(grad_out.contiguous(), grad_end, checkpoints)
 
 
 class _Call:
     """The tensors of a call as the kernels want them, and the sizes that all of its kernels share."""
 
-    def __init__(self, args: ScanArguments, *, adjoint: bool) -> None:
+    def __init__(self, args: ScanArguments, *, adjoint: bool, plan: Plan | None = None) -> None:
         self.args, self.adjoint = args, adjoint
         (self.T, self.E), self.N = args.x.shape, args.A.shape[1]
         self.S, self.cu = args.cu_seqlens.shape[0] - 1, args.cu_seqlens
@@ -69,7 +81,9 @@ class _Call:
         longest = self.T if args.max_seqlen is None else args.max_seqlen
         self.paired, processors = self._is_paired(), _processors(args.x.device)
         sizes = Sizes(self.T, self.S, self.E, self.N, longest, len(self.ways), self.paired, even, processors)
-        self.span, self.halves = backward_plan(sizes) if adjoint else forward_plan(sizes)
+        if plan is None:
+            plan = backward_plan(sizes) if adjoint else forward_plan(sizes)
+        self.span, self.halves = plan.span, plan.halves if even else 1
         self.cut = longest > self.span
         self.warps = _warps(self.E, self.halves)
         self.blocks = -(-self.E // (32 * self.warps * self.halves))

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from seqgraph_kernels.ready import is_first, small
 from seqgraph_kernels.ssd.arguments import Pass, SsdArguments
 from seqgraph_kernels.ssd.triton_gradients import projection_gradients, step_gradients, token_gradients
 from seqgraph_kernels.ssd.triton_outputs import outputs
-from seqgraph_kernels.ssd.triton_plan import Plan, Walked, skip_kind
-from seqgraph_kernels.ssd.triton_ready import unseen
+from seqgraph_kernels.ssd.triton_plan import SHORT, SPAN_LEAST, Plan, Walked, skip_kind
+
+# Segments of first calls: enough tokens for a span, in chunks of either length.
+SEGMENTS = (1, SPAN_LEAST // SHORT)
 
 
 def forward(args: SsdArguments) -> tuple[Tensor, Tensor]:
     """Output and, where they are asked for, final states."""
-    for other in unseen(args, "forward"):
+    for other in _first_calls(args, "forward"):
         forward(other)
     plan = Plan(args)
     out = args.x.new_empty((2, *args.x.shape) if args.stacked else args.x.shape)
@@ -35,7 +38,7 @@ def forward(args: SsdArguments) -> tuple[Tensor, Tensor]:
 
 def backward(args: SsdArguments, grad_out: Tensor, grad_end: Tensor | None) -> dict[str, Tensor]:
     """Gradients by argument name. Every argument of ``args`` that is present gets one."""
-    for other in unseen(args, "backward", grad_end is None):
+    for other in _first_calls(args, "backward", grad_end is None):
         grads = other.x.new_zeros((2, *other.x.shape) if args.stacked else other.x.shape)
         backward(other, grads, None if grad_end is None else other.x.new_zeros(other.state_shape))
     plan = Plan(args)
@@ -73,6 +76,14 @@ def backward(args: SsdArguments, grad_out: Tensor, grad_end: Tensor | None) -> d
         if given is not None and name not in total:
             total[name] = torch.zeros_like(given)
     return total
+
+
+def _first_calls(args: SsdArguments, *kind: object) -> list[SsdArguments]:
+    """What compiles all that calls of a kind need, if this is the first of them."""
+    wide = {"x", "dt", "B", "C", "z"}
+    if args.shift and args.D is not None and args.D.dim() == 2:
+        wide.add("D")
+    return [small(args, wide, SPAN_LEAST, n) for n in SEGMENTS] if is_first(args, wide, *kind) else []
 
 
 def _outputs(
