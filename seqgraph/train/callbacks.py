@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -63,7 +64,7 @@ class Conductor(Callback):
         self.state = state
         self.stop_at = None if stop_after is None else self.progress.step + stop_after
         self.asked = False
-        self._bad: dict[str, Tensor] = {}
+        self._seen: dict[str, list[tuple[int, Tensor]]] = {}
         self._handlers: dict[signal.Signals, Any] = {}
         self._clock = time.monotonic()
         module.elapsed = self.elapsed
@@ -144,7 +145,7 @@ class Conductor(Callback):
         self._watch("norm of the gradient", self.module.norm)
         self.module.stepped = False
         self.progress.step += 1
-        self.console.batch(self.sampler.position, loss_sum[0] / loss_sum[1].clamp_min(1))
+        self.console.batch(self.sampler.position, loss_sum)
         if len(self.sampler) == 0:  # the end of the epoch saves and stops
             return
         every = self.config.checkpoint_every
@@ -249,23 +250,22 @@ class Conductor(Callback):
 
     # ------------------------------------------------------------------ bad losses
     def _watch(self, what: str, value: Tensor) -> None:
-        """Remember the first step with a number that is not finite; on a GPU without waiting for it."""
-        value = value.detach().double()
-        now = torch.stack([torch.full_like(value, self.progress.step + 1), value])
-        old = self._bad.get(what, torch.full_like(now, -1.0))
-        self._bad[what] = torch.where(~torch.isfinite(value) & (old[0] < 0), now, old)
+        """Keep a number that must be finite; on a GPU many are looked at together, as each look waits for it."""
+        self._seen.setdefault(what, []).append((self.progress.step + 1, value.detach()))
         if value.device.type == "cpu" or self.sampler.position % _LOOK == 0:
             self._check()
 
     def _check(self) -> None:
-        for what, found in self._bad.items():
-            step, value = found.tolist()
-            if step < 0:
+        seen, self._seen = self._seen, {}
+        for what, pairs in seen.items():
+            values = torch.stack([value for _, value in pairs]).tolist()
+            step, value = next((p for p in zip([s for s, _ in pairs], values) if not math.isfinite(p[1])), (0, 0.0))
+            if not step:
                 continue
             saved = (self.folder.path / "last").exists()
             kept = f"the last good checkpoint is {self.folder.path / 'last'}; " if saved else ""
             raise UserError(
-                f"the {what} is {value} in epoch {self.progress.epoch + 1}, step {int(step)}",
+                f"the {what} is {value} in epoch {self.progress.epoch + 1}, step {step}",
                 f"{kept}lower train.lr, set train.clip or a longer train.warmup, and look for NaN in the data",
             )
 

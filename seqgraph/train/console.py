@@ -42,11 +42,12 @@ class Console:
         self._bar.add_task(f"epoch {epoch}/{epochs}", total=batches, completed=done, loss="")
         self._bar.start()
 
-    def batch(self, done: int, loss: Any) -> None:
-        """Move the bar."""
+    def batch(self, done: int, sums: Any) -> None:
+        """Move the bar; ``sums`` (2,) are a batch's loss over its items, and their number."""
         if self._bar is not None and time.monotonic() - self._last > _REFRESH:
             self._last = time.monotonic()
-            self._bar.update(self._bar.task_ids[0], completed=done, loss=f"loss {float(loss):.4g}")
+            total, size = sums.tolist()
+            self._bar.update(self._bar.task_ids[0], completed=done, loss=f"loss {total / max(size, 1):.4g}")
 
     def end_epoch(self, row: Mapping[str, Any], epochs: int, best: bool) -> None:
         """One line with the epoch's numbers."""

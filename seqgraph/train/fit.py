@@ -60,6 +60,7 @@ class Module(LightningModule):
         self.stepped, self.norm = False, torch.zeros(())
         self.elapsed: Callable[[], float] = lambda: 0.0  # seconds of training; the conductor has the clock
         self._sizes: list[Tensor] = []
+        self._clipped: list[nn.Parameter] | None = None
 
     def configure_model(self) -> None:
         """Shard over the processes, when asked to, by blocks and then the rest."""
@@ -91,14 +92,17 @@ class Module(LightningModule):
         return self.loader
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Batches move themselves."""
+        """Batches move themselves: from page-locked memory, where they can, the host need not wait for the GPU."""
+        there = getattr(batch, "device", torch.device("cpu"))
+        if device.type == "cuda" and there.type == "cpu" and hasattr(batch, "pin_memory"):
+            return batch.pin_memory().to(device, non_blocking=True)
         return batch.to(device)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One batch."""
         output = dict(self.task.training_step(batch))
         loss = output["loss"]
-        size = torch.as_tensor(output.pop("size", 1), device=loss.device).detach()
+        size = _beside(output.pop("size", 1), loss)
         sums = {name: sums_of(value, size) for name, value in output.items() if torch.as_tensor(value).numel() == 1}
         if self.parts > 1:
             self._sizes.append(size.to(loss.dtype))
@@ -125,8 +129,18 @@ class Module(LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip the norm over all parameters, and keep it to be looked at."""
-        norm = nn.utils.clip_grad_norm_(self.task.parameters(), self.settings.clip or math.inf)
+        if self._clipped is None:  # a walk through all modules; sharding has replaced what was there at first
+            self._clipped = list(self.task.parameters())
+        norm = nn.utils.clip_grad_norm_(self._clipped, self.settings.clip or math.inf)
         self.norm = norm.full_tensor() if self.sharded else norm  # type: ignore[attr-defined]
+
+
+def _beside(size: Any, loss: Tensor) -> Tensor:
+    """A number where the loss is; one that the host knows is filled in there, as copying it would wait for the GPU."""
+    if isinstance(size, Tensor) and size.device == loss.device:
+        return size.detach()
+    size = torch.as_tensor(size)
+    return torch.full((), size.item(), dtype=size.dtype, device=loss.device)
 
 
 def _leave_group() -> None:
