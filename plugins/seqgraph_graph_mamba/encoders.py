@@ -27,7 +27,8 @@ class CodeEmbedding(nn.Module):
         d_model: D.
     """
 
-    sizes: Tensor
+    first: Tensor
+    last: Tensor
 
     def __init__(self, sizes: Sequence[int], d_model: int) -> None:
         super().__init__()
@@ -35,7 +36,9 @@ class CodeEmbedding(nn.Module):
         for table in tables:
             nn.init.xavier_uniform_(table.weight)
         self.tables = nn.ModuleList(tables)
-        self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
+        widths = torch.tensor(sizes, dtype=torch.int64)
+        self.register_buffer("first", widths.cumsum(0) - widths, persistent=False)
+        self.register_buffer("last", widths - 1, persistent=False)
 
     def forward(self, codes: Tensor) -> Tensor:
         """(R, columns) int64 -> (R, D).
@@ -44,9 +47,9 @@ class CodeEmbedding(nn.Module):
             RuntimeError: for a code out of range (on a GPU as a device-side assertion).
         """
         table = torch.cat([weight for _, weight in self.tables.named_parameters()])
-        row = codes + self.sizes.cumsum(0) - self.sizes
         # one lookup for all columns; a code that is out of its own range must not find its neighbour's row
-        row = torch.where((codes >= 0) & (codes < self.sizes), row, len(table))
+        within = codes.clamp_min(0).minimum(self.last)
+        row = (self.first + within).add(codes != within, alpha=len(table))
         return nn.functional.embedding_bag(row, table, mode="sum")
 
 

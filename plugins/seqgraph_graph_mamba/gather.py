@@ -20,14 +20,14 @@ def sum_rows(values: Tensor, index: Tensor, size: int) -> Tensor:
     Half precision is added up in fp32 and given back as it came.
     """
     wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    return wide.new_zeros(size, *values.shape[1:]).index_add(0, index, wide).to(values.dtype)
+    return wide.new_zeros(size, *values.shape[1:]).index_add_(0, index, wide).to(values.dtype)
 
 
 def mean_rows(values: Tensor, index: Tensor, size: int) -> Tensor:
     """The mean of the rows of ``values`` (R, ...) that have the same ``index`` (R,): (size, ...), zeros for none."""
     wide = values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    total = wide.new_zeros(size, *values.shape[1:]).index_add(0, index, wide)
-    count = wide.new_zeros(size).index_add(0, index, wide.new_ones(len(index))).clamp_min(1)
+    total = wide.new_zeros(size, *values.shape[1:]).index_add_(0, index, wide)
+    count = wide.new_zeros(size).index_add_(0, index, wide.new_ones(len(index))).clamp_min(1)
     return (total / count.view(-1, *[1] * (values.ndim - 1))).to(values.dtype)
 
 
@@ -50,5 +50,5 @@ def rank_within(group: Tensor, size: int) -> Tensor:
     Returns:
         (R,) int64, from 0.
     """
-    count = group.new_zeros(size).index_add(0, group, torch.ones_like(group))
+    count = group.new_zeros(size).index_add_(0, group, torch.ones_like(group))
     return torch.arange(len(group), device=group.device) - (count.cumsum(0) - count)[group]

@@ -88,7 +88,7 @@ class SelectiveSSM(nn.Module):
 
     def convolve(self, x: Tensor, cu_seqlens: Tensor, direction: OneDirection) -> Tensor:
         """SiLU of the causal (or anti-causal) convolution of x (T, E) within each segment."""
-        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         y = causal_conv1d(x, weight, bias, cu_seqlens=cu_seqlens, direction=direction, activation="silu")
         return cast(Tensor, y)
 
@@ -189,11 +189,11 @@ class Mamba(SelectiveSSM):
         x, z = split_linear(self.in_proj, u, [self.d_inner, self.d_inner])
         x_fwd, x_rev = causal_conv1d(
             x,
-            self.conv1d.weight[:, 0],
+            self.conv1d.weight.squeeze(1),
             self.conv1d.bias,
             cu_seqlens=cu_seqlens,
             direction="both",
-            weight_rev=reverse.conv1d.weight[:, 0],
+            weight_rev=reverse.conv1d.weight.squeeze(1),
             bias_rev=reverse.conv1d.bias,
             activation="silu",
         )
@@ -240,7 +240,7 @@ class Mamba(SelectiveSSM):
             (B, D) and the new state.
         """
         x, z = split_linear(self.in_proj, u, [self.d_inner, self.d_inner])
-        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        weight, bias = self.conv1d.weight.squeeze(1), self.conv1d.bias
         x, conv = causal_conv1d_step(x, weight, bias, state["conv"], activation="silu", inplace=inplace)
         y, ssm = selective_scan_step(state=state["ssm"], z=z, dt_softplus=True, inplace=inplace, **self.select(x))
         return self.out_proj(y), {"conv": conv, "ssm": ssm}
