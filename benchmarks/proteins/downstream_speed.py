@@ -6,8 +6,11 @@
 Forward (logits of every seventh token, no gradient) and training (with backward pass and AdamW's step), under bfloat16
 on CUDA. A batch holds ``--tokens`` tokens, or one protein where that is longer; proteins of a batch have one length, so
 that ESM-2 pays for no padding. "esm2 sdpa" is fair-esm's class with torch's fused attention, "esm2 fair-esm" the class
-as it is. Median of ``--repeats`` after a warm-up; peak is of the device's allocations. What does not fit says so. The
-lengths at which lc-plm overtakes are interpolated on log-log lines.
+as it is. Median of at most ``--repeats`` after two warm-ups; peak is of the device's allocations. What does not fit
+says so. The lengths at which lc-plm overtakes are interpolated on log-log lines.
+
+``--limit`` bounds everything: each model has its share of what is left, shorter lengths first, and what has no time is
+missing. Every result is printed, and written to OUT/speed.json, as soon as it is there; OUT/speed.md at the end.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -53,18 +57,23 @@ def proteins(length: int, tokens: int, device: str) -> TokenStream:
     return TokenStream.from_dense(ids).to(device)
 
 
-def measure(kind: str, size: str, lengths: list[int], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One result for each length and way."""
+class OutOfTime(Exception):
+    """The limit."""
+
+
+def measure(kind: str, size: str, options: argparse.Namespace, until: float) -> Iterator[dict[str, Any]]:
+    """One result for each length and way, as many as there is time for."""
     cuda = options.device == "cuda"
     model = model_of(kind, size).to(options.device)
     count = sum(p.numel() for p in model.parameters())
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=cuda)
-    for way in ("forward", "training"):
-        model.train(way == "training")
-        for length in lengths:
-            stream = proteins(length, options.tokens, options.device)
-            where = torch.arange(1, stream.num_tokens - 1, 7, device=options.device)
-            target = stream.values[where]
+    ways, left = ["forward", "training"], 2 * len(options.lengths)
+    for length in options.lengths:
+        stream = proteins(length, options.tokens, options.device)
+        where = torch.arange(1, stream.num_tokens - 1, 7, device=options.device)
+        target = stream.values[where]
+        for way in list(ways):
+            model.train(way == "training")
 
             def step(way: str = way, stream: TokenStream = stream, where: Any = where, target: Any = target) -> None:
                 context: AbstractContextManager = (
@@ -81,21 +90,26 @@ def measure(kind: str, size: str, lengths: list[int], options: argparse.Namespac
                 "model": kind, "size": size, "parameters": count, "way": way, "length": length,
                 "tokens": stream.num_tokens,
             }  # fmt: skip
+            began = time.monotonic()
+            if began > until:
+                return
             try:
-                found |= timed(step, options.repeats, options.patience, cuda)
+                found |= timed(step, options.repeats, min(options.patience, (until - began) / left), cuda)
                 found["tokens_per_second"] = round(stream.num_tokens / found["seconds"])
             except torch.OutOfMemoryError:
                 found["failed"] = "out of memory"
                 optimiser.zero_grad(set_to_none=True)
             if cuda:
                 torch.cuda.empty_cache()
+            left -= 1
+            found["measuring"] = time.monotonic() - began
             yield found
             if "failed" in found or found["seconds"] > options.patience:
-                break  # longer ones would be worse
+                ways.remove(way)  # longer ones would be worse
 
 
 def timed(step: Callable[[], None], repeats: int, patience: float, cuda: bool) -> dict[str, Any]:
-    """Median seconds and peak GiB of a step."""
+    """Median seconds and peak GiB of a step, of as many repeats as ``patience`` seconds allow."""
 
     def once() -> float:
         if cuda:
@@ -107,12 +121,13 @@ def timed(step: Callable[[], None], repeats: int, patience: float, cuda: bool) -
         return time.perf_counter() - began
 
     once()
-    first = once()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    seconds = [once() for _ in range(repeats if first < patience else 1)]
+    second = once()  # the first after all is compiled
+    many = max(1, min(repeats, int(patience / second)))
+    seconds = [once() for _ in range(many)]
     peak = round(torch.cuda.max_memory_allocated() / 2**30, 3) if cuda else None
-    return {"seconds": median(seconds), "peak_gib": peak}
+    return {"seconds": median(seconds), "repeats": many, "peak_gib": peak}
 
 
 def crossing(ours: dict[int, float], theirs: dict[int, float]) -> str:
@@ -155,25 +170,56 @@ def table_of(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def line(found: dict[str, Any]) -> str:
+    """A result in words."""
+    said = found.get("failed") or (
+        f"{found['tokens_per_second']:,} tokens/s, {found['repeats']} x {found['seconds'] * 1e3:,.1f} ms, "
+        f"{found['peak_gib']} GiB"
+    )
+    return f"{found['model']} {found['size']} {found['way']} {found['length']:,}: {said}; {found['measuring']:.1f} s"
+
+
 def main() -> None:
     """See the module."""
+    # The imports above count too: nearly all of what the process has computed until here.
+    began = time.monotonic() - time.process_time()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sizes", nargs="+", default=["8m"], choices=["8m", "35m"])
-    parser.add_argument("--models", nargs="+", default=["lc-plm", "esm2 sdpa", "esm2 fair-esm"])
+    parser.add_argument("--models", nargs="+", default=["esm2 sdpa", "esm2 fair-esm", "lc-plm"])
     parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     parser.add_argument("--tokens", type=int, default=32768, help="of a batch")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--patience", type=float, default=5.0, help="seconds of a step after which a model stops")
+    parser.add_argument("--limit", type=float, default=600, help="seconds for everything")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    # cuDNN makes a plan for each shape; the flash kernels need none, and training uses them.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    deadline = began + options.limit
+
+    def stop(*_: object) -> None:
+        raise OutOfTime
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, max(0.1, deadline - 0.5 - time.monotonic()))
     results: list[dict[str, Any]] = []
-    for size in options.sizes:
-        for kind in options.models:
-            for found in measure(kind, size, options.lengths, options):
+    wanted = [(size, kind) for size in options.sizes for kind in options.models]
+    try:
+        for i, (size, kind) in enumerate(wanted):
+            share = (deadline - 1 - time.monotonic()) / (len(wanted) - i)
+            before = len(results)
+            for found in measure(kind, size, options, time.monotonic() + share):
                 results.append(found)
                 (options.out / "speed.json").write_text(json.dumps(results, indent=1) + "\n")
+                print(line(found) + f", {time.monotonic() - began:.1f} s in", flush=True)
+            if len(results) - before < 2 * len(options.lengths) and not any("failed" in r for r in results[before:]):
+                print(f"no time for more of {kind} {size}", flush=True)
+    except OutOfTime:
+        print(f"stopped at the limit, in {kind} {size}", flush=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     where = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     text = f"{where}, torch {torch.__version__}\n\n{table_of(results)}"
     (options.out / "speed.md").write_text(text + "\n")
