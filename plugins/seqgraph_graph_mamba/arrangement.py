@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,11 +25,42 @@ class Arrangement:
         node: the node of each token, (T,) int64.
         cu_seqlens: borders of the sequences, (P * S * buckets + 1,) int32.
         place: the token that each node is read back from, (P, V) int64.
+        longest: no sequence is longer, where the host knows.
     """
 
     node: Tensor
     cu_seqlens: Tensor
     place: Tensor
+    longest: int | None = None
+
+
+def arrange_layers(
+    batch: GraphBatch, priority: Priority, names: Tensor | None, seed: int, layers: int, draws: range, **tokens: Any
+) -> list[Arrangement]:
+    """What :func:`arrange` gives each layer: in training a draw of its own, all of them made at once.
+
+    Args:
+        batch: the graphs.
+        priority: their order.
+        names: of the nodes (V,) at inference; None in training.
+        seed: of the draws at inference.
+        layers: how many.
+        draws: at inference, of every layer.
+        **tokens: jitter, buckets, neighbors, as below.
+    """
+    if names is not None:
+        return [arrange(batch, priority, Chance(names, seed, layer, draws), **tokens) for layer in range(layers)]
+    found = arrange(batch, priority, Chance(draws=range(layers)), **tokens)
+    length, sequences = len(found.node) // layers, (len(found.cu_seqlens) - 1) // layers
+    shift = length * torch.arange(layers, dtype=torch.int32, device=batch.device)[:, None]
+    # rows begin at multiples of 16 bytes: kernels are compiled apart for pointers that do not
+    borders = found.cu_seqlens.new_empty(layers, -(-(sequences + 1) // 4) * 4)[:, : sequences + 1]
+    torch.sub(found.cu_seqlens.unfold(0, sequences + 1, sequences), shift, out=borders)
+    place = found.place - shift
+    return [
+        Arrangement(node, cu_seqlens, own[None], found.longest)
+        for node, cu_seqlens, own in zip(found.node.view(layers, -1), borders, place, strict=True)
+    ]
 
 
 def arrange(
@@ -45,6 +77,7 @@ def arrange(
         neighbors: each node is preceded by so many of the nodes that its edges lead to, at most.
     """
     order = _sort_nodes(batch, priority, chance, jitter)  # (P, V)
+    longest = None if batch.longest is None else batch.longest * (1 + neighbors)
     draws, nodes = order.shape
     device, graphs = order.device, batch.num_graphs
     if buckets > 1:
@@ -54,14 +87,16 @@ def arrange(
     else:
         sequence = batch.batch.expand(draws, -1)
     if neighbors:
-        return _with_neighbors(batch, order, sequence, chance, neighbors, graphs * buckets)
+        found = _with_neighbors(batch, order, sequence, chance, neighbors, graphs * buckets)
+        return replace(found, longest=longest)
     if buckets > 1:
         borders = _borders(sequence, torch.ones_like(sequence), graphs * buckets)
     else:
         shift = nodes * torch.arange(draws, device=device)
         borders = (batch.cu_seqlens[None, :-1] + shift[:, None]).flatten()
         borders = torch.cat([borders, borders.new_full((1,), draws * nodes)]).to(torch.int32)
-    return Arrangement(order.flatten(), borders, _inverse(order) + nodes * torch.arange(draws, device=device)[:, None])
+    place = _inverse(order) + nodes * torch.arange(draws, device=device)[:, None]
+    return Arrangement(order.flatten(), borders, place, longest)
 
 
 def _sort_nodes(batch: GraphBatch, priority: Priority, chance: Chance, jitter: float) -> Tensor:

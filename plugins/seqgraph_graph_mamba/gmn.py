@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from seqgraph.encode import BiMamba
-from seqgraph_graph_mamba.arrangement import arrange
+from seqgraph_graph_mamba.arrangement import arrange_layers
 from seqgraph_graph_mamba.base import GraphModel, Level, Pool
 from seqgraph_graph_mamba.convolution import Local, make_local
 from seqgraph_graph_mamba.encoders import EdgeFeatures, NodeFeatures
 from seqgraph_graph_mamba.graph import GraphBatch
 from seqgraph_graph_mamba.layer import HybridLayer, PermutedMixer
 from seqgraph_graph_mamba.local import SubgraphTokens, WalkTokens
-from seqgraph_graph_mamba.ordering import Chance, OrderFunction, Prioritizer, Ties
+from seqgraph_graph_mamba.ordering import OrderFunction, Prioritizer, Ties
 from seqgraph_graph_mamba.positional import Encoding
 from seqgraph_graph_mamba.sampling import WalkNames, walk_names
 
@@ -197,9 +197,10 @@ class GMN(GraphModel):
             h = self.neighborhood(self.tokens(batch, h, edge, names, self.order_seed, draw))
         priority = self.prioritizer.priority(batch, self.training)
         names_of_order = None if self.training else self.prioritizer.names(batch)
-        for i, layer in enumerate(self.layers):
-            chance = Chance(names_of_order, self.order_seed, i, range(draw, draw + 1))
-            h, edge = layer(h, batch.edge_index, edge, arrange(batch, priority, chance))
+        draws = range(draw, draw + 1)
+        arrangements = arrange_layers(batch, priority, names_of_order, self.order_seed, len(self.layers), draws)
+        for layer, arranged in zip(self.layers, arrangements, strict=True):
+            h, edge = layer(h, batch.edge_index, edge, arranged)
         return h
 
     def node_columns(self, batch: GraphBatch) -> dict[str, Tensor]:

@@ -29,7 +29,9 @@ class PermutedMixer(nn.Module):
 
     def forward(self, h: Tensor, tokens: Arrangement) -> Tensor:
         """h (V, D) -> (V, D)."""
-        mixed = self.mamba(take_rows(h, tokens.node), tokens.cu_seqlens)  # (T, D)
+        # what no sequence exceeds, the scan need not cut into pieces
+        bound = {"max_seqlen": tokens.longest} if isinstance(self.mamba, BiMamba) else {}
+        mixed = self.mamba(take_rows(h, tokens.node), tokens.cu_seqlens, **bound)  # (T, D)
         draws, nodes = tokens.place.shape
         back = take_rows(mixed, tokens.place.flatten())  # (P V, D)
         return back if draws == 1 else back.view(draws, nodes, -1).mean(0)

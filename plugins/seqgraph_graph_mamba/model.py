@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from seqgraph_graph_mamba.arrangement import arrange
+from seqgraph_graph_mamba.arrangement import arrange, arrange_layers
 from seqgraph_graph_mamba.base import GraphModel, Level, Pool
 from seqgraph_graph_mamba.encoders import EdgeFeatures, NodeFeatures
 from seqgraph_graph_mamba.graph import GraphBatch
@@ -135,9 +135,9 @@ class GraphMamba(GraphModel):
         priority = self.prioritizer.priority(batch, self.training)
         names = None if self.training else self.prioritizer.names(batch)
         draws = range(self.n_permutations) if draw is None else range(draw, draw + 1)
-        for i, layer in enumerate(self.layers):
-            chance = Chance() if names is None else Chance(names, self.order_seed, i, draws)
-            h, edge = layer(h, batch.edge_index, edge, arrange(batch, priority, chance, **self.tokens))
+        tokens = arrange_layers(batch, priority, names, self.order_seed, len(self.layers), draws, **self.tokens)
+        for layer, arranged in zip(self.layers, tokens, strict=True):
+            h, edge = layer(h, batch.edge_index, edge, arranged)
         return h
 
     def node_columns(self, batch: GraphBatch) -> dict[str, Tensor]:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from seqgraph.encode import BiMamba
-from seqgraph_graph_mamba.arrangement import Arrangement, arrange
+from seqgraph_graph_mamba.arrangement import Arrangement, arrange_layers
 from seqgraph_graph_mamba.base import GraphModel, Level, Pool
 from seqgraph_graph_mamba.convolution import GCN, GINE
 from seqgraph_graph_mamba.encoders import EdgeFeatures, NodeFeatures
 from seqgraph_graph_mamba.graph import GraphBatch
 from seqgraph_graph_mamba.layer import PermutedMixer
 from seqgraph_graph_mamba.norm import RowNorm
-from seqgraph_graph_mamba.ordering import Chance, OrderFunction, Prioritizer, Ties
+from seqgraph_graph_mamba.ordering import OrderFunction, Prioritizer, Ties
 from seqgraph_graph_mamba.positional import Encoding
 
 # The branch begins small: a training begins with what is nearly GNN+.
@@ -141,9 +141,9 @@ class PlusMamba(GraphModel):
         priority = self.prioritizer.priority(batch, self.training)
         names = None if self.training else self.prioritizer.names(batch)
         draws = range(self.n_permutations) if draw is None else range(draw, draw + 1)
-        for i, layer in enumerate(self.layers):
-            chance = Chance() if names is None else Chance(names, self.order_seed, i, draws)
-            h = layer(h, batch.edge_index, edge, arrange(batch, priority, chance))
+        tokens = arrange_layers(batch, priority, names, self.order_seed, len(self.layers), draws)
+        for layer, arranged in zip(self.layers, tokens, strict=True):
+            h = layer(h, batch.edge_index, edge, arranged)
         return h
 
     def node_columns(self, batch: GraphBatch) -> dict[str, Tensor]:

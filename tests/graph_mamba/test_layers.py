@@ -9,7 +9,7 @@ from torch import nn
 
 from seqgraph.encode import BiMamba
 from seqgraph.order import louvain
-from seqgraph_graph_mamba.arrangement import Arrangement, arrange
+from seqgraph_graph_mamba.arrangement import Arrangement, arrange, arrange_layers
 from seqgraph_graph_mamba.gated_gcn import GatedGCN
 from seqgraph_graph_mamba.graph import collate
 from seqgraph_graph_mamba.layer import GraphMambaLayer, PermutedMixer
@@ -176,3 +176,21 @@ def test_norm_of_one_or_no_row_leaves_the_statistics_alone():
     assert norm(torch.empty(0, 3)).shape == (0, 3)
     assert norm(torch.randn(1, 3)).isfinite().all()
     assert torch.equal(norm.running_mean, held)
+
+
+@pytest.mark.parametrize("kind", ARRANGEMENTS)
+def test_layers_in_training_get_draws_of_their_own(odd_graphs, kind):
+    batch, tokens = collate(odd_graphs), ARRANGEMENTS[kind]
+    priority = Prioritizer("random", "index", 0, keep_scores=True).priority(batch, training=True)
+    torch.manual_seed(0)
+    layers = arrange_layers(batch, priority, None, 0, 3, range(1), **tokens)
+    torch.manual_seed(0)
+    together = arrange(batch, priority, Chance(draws=range(3)), **tokens)
+    assert len({tuple(one.node.tolist()) for one in layers}) == 3
+    for draw, one in enumerate(layers):
+        assert one.cu_seqlens.data_ptr() % 16 == 0
+        assert one.cu_seqlens.dtype == torch.int32 and int(one.cu_seqlens[0]) == 0
+        assert int(one.cu_seqlens[-1]) == len(one.node) and one.longest >= int(one.cu_seqlens.diff().max())
+        assert one.node[one.place[0]].tolist() == list(range(batch.num_nodes))
+        assert torch.equal(one.node, together.node.view(3, -1)[draw])
+        assert torch.equal(one.cu_seqlens.diff(), together.cu_seqlens.diff().view(3, -1)[draw])
