@@ -31,6 +31,7 @@ import tarfile
 import tempfile
 import time
 import traceback
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -102,9 +103,11 @@ def main() -> None:
     work = options.work or options.out / "work"
     work.mkdir(parents=True, exist_ok=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    with side_by_side(options.mps) as environment:
-        Keeper(jobs, work, options, environment, begun + options.limit).keep()
-    pack(work, options.out)
+    try:
+        with side_by_side(options.mps) as environment:
+            Keeper(jobs, work, options, environment, begun + options.limit).keep()
+    finally:
+        pack(work, options.out)
     show(json.loads((options.out / "runs.json").read_text()))
     print(f"{time.monotonic() - begun:.0f} s in all")
 
@@ -169,7 +172,8 @@ class Keeper:
                 well = done.exists() and done.read_text() == "well"
                 done.unlink(missing_ok=True)
                 if not well:
-                    tail = (self.work / f"{job.name}.log").read_text().strip().splitlines()[-6:]
+                    log = self.work / f"{job.name}.log"  # none of a process that died before it took the job
+                    tail = log.read_text().strip().splitlines()[-6:] if log.is_file() else []
                     print(f"{job.name}: failed", *tail, sep="\n    ", flush=True)
                 worker.job = None
                 if worker.own or not well:  # what failed may have left a GPU's context broken
@@ -210,16 +214,17 @@ class Keeper:
         return merged([*best["words"], *job.words[1:]])
 
     def _hand(self, job: Job, own: bool) -> None:
-        free = [worker for worker in self.workers if worker.job is None and not worker.own]
+        free = [w for w in self.workers if w.job is None and not w.own and w.process.poll() is None]
         worker = self._start(job.share) if own or not free else free[0]
         run = self.work / job.name
         run.parent.mkdir(parents=True, exist_ok=True)
         Path(f"{run}.done").unlink(missing_ok=True)
         order = {"words": merged([*job.words, *self.options.set]), "name": job.name, "data": str(self.options.data)}
-        assert worker.process.stdin is not None
-        worker.process.stdin.write(json.dumps({**order, "run": str(run)}) + "\n")
-        worker.process.stdin.flush()
         worker.job, worker.own = job, own
+        assert worker.process.stdin is not None
+        with suppress(BrokenPipeError):  # it has died: the next look at the processes says so
+            worker.process.stdin.write(json.dumps({**order, "run": str(run)}) + "\n")
+            worker.process.stdin.flush()
 
     def _start(self, share: str | None) -> Worker:
         given = {**self.environment, "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "1000"}
@@ -269,7 +274,7 @@ def picked(row: dict[str, Any]) -> float:
 
 
 # ---------------------------------------------------------------------------------------------- in a process
-STOPPED = False
+STOPPED = TRAINS = False
 
 
 def serve() -> None:
@@ -278,8 +283,11 @@ def serve() -> None:
     def stop(number: int, frame: Any) -> None:
         global STOPPED
         STOPPED = True
+        if TRAINS:  # but not with its first step yet, from which on it takes the signal itself
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
 
     signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGALRM, lambda number, frame: os.kill(os.getpid(), signal.SIGINT) if TRAINS else None)
     for line in sys.stdin:
         order = json.loads(line)
         run = Path(order["run"])
@@ -299,33 +307,53 @@ def serve() -> None:
 
 
 def one(run: Path, name: str, words: list[str], data: str) -> None:
-    """Train one, judge it on the test events, and write what came of it beside the run's folder."""
-    import numpy as np
+    """Train one, judge it on the test events, and write what came of it beside the run's folder.
+
+    A training that failed is judged as one that was cut, by its best weights so far, where there are any.
+    """
     import torch
 
     from seqgraph.config import load_config
     from seqgraph.train.run import train
     from seqgraph.train.state import Interrupted
-    from seqgraph.train.store import read_log
-    from seqgraph_mamba4rec.judged import evaluate_users
 
-    global STOPPED
-    cuda = torch.cuda.is_available()
-    if cuda:
+    global STOPPED, TRAINS
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     preset, *overrides = words
     torch.set_float32_matmul_precision("highest" if "faithful" in preset else "high")
     goes_on, begun = (run / "last").is_dir(), time.monotonic()
     if run.exists() and not goes_on:
         shutil.rmtree(run)
+    TRAINS = True
     try:
         train(load_config(preset, overrides, data_root=data), output=run, resume=goes_on, quiet=True)
     except Interrupted:
         STOPPED = True
+    except Exception:
+        if not ((run / "best").is_dir() or (run / "last").is_dir()):
+            raise
+        traceback.print_exc()
+    finally:
+        TRAINS = False
     torch.set_float32_matmul_precision("highest")
+    judge(run, name, words, time.monotonic() - begun)
+
+
+def judge(run: Path, name: str, words: list[str], wall: float) -> None:
+    """Test a run at its best weights, or its last where no epoch was judged, and write the result beside its folder."""
+    import numpy as np
+    import torch
+
+    from seqgraph.train import checkpoint
+    from seqgraph.train.store import read_log
+    from seqgraph_mamba4rec.judged import evaluate_users
+
+    cuda = torch.cuda.is_available()
     log, config = read_log(run), json.loads((run / "config.json").read_text())
     ranks, _ = evaluate_users(run, "test", k=(1, 5, 10, 20), precision="32")
-    small: dict[str, Any] = {"all": np.array(ranks.rank, np.uint16), "unseen": np.array(ranks.rank_unseen, np.uint16)}
+    kept = checkpoint.read_json(checkpoint.find(run) / checkpoint.METRICS)
+    times = [r["seconds"] for r in log]
     row = {
         "name": name,
         "words": words,
@@ -335,21 +363,27 @@ def one(run: Path, name: str, words: list[str], data: str) -> None:
         "parameters": config["facts"]["parameters"],
         "cut": not (run / "metrics.json").is_file(),
         "epochs": len(log),
-        "steps": log[-1]["step"],
-        "seconds": round(sum(r["seconds"] for r in log), 1),
-        "wall": round(time.monotonic() - begun, 1),
-        "epoch_seconds": round(statistics.median(r["seconds"] for r in log), 3),
+        "steps": log[-1]["step"] if log else kept.get("steps", 0),
+        "seconds": round(sum(times), 1),
+        "wall": round(wall, 1),
+        "epoch_seconds": round(statistics.median(times), 3) if times else 0.0,
         "peak_mib": round(torch.cuda.max_memory_allocated() / 2**20) if cuda else 0,
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "test": ranks.metrics,
     }
-    judged = [r for r in log if any(key.startswith("valid_") for key in r)]
-    best = max(judged, key=lambda r: picked({**row, "valid": {k[6:]: v for k, v in r.items() if k[:6] == "valid_"}}))
-    row |= {"best_epoch": best["epoch"], "valid": {k[6:]: v for k, v in best.items() if k[:6] == "valid_"}}
-    np.savez_compressed(f"{run}.npz", **small)
-    written = Path(f"{run}.json.part")
-    written.write_text(json.dumps(row))
-    written.rename(f"{run}.json")
+    judged = [(r["epoch"], {k[6:]: v for k, v in r.items() if k[:6] == "valid_"}) for r in log]
+    judged = [(epoch, valid) for epoch, valid in judged if valid]
+    if judged:
+        best = max(judged, key=lambda one: picked({**row, "valid": one[1]}))
+    else:  # stopped before its first evaluation
+        best = 0, evaluate_users(run, "valid", k=(1, 5, 10, 20))[0].metrics
+    row |= {"best_epoch": best[0], "valid": best[1]}
+    columns = {"all": np.array(ranks.rank, np.uint16), "unseen": np.array(ranks.rank_unseen, np.uint16)}
+    written = Path(f"{run}.part.npz"), Path(f"{run}.json.part")
+    np.savez_compressed(written[0], **columns)
+    written[1].write_text(json.dumps(row))
+    written[0].rename(f"{run}.npz")
+    written[1].rename(f"{run}.json")
     if not row["cut"]:
         shutil.rmtree(run / "last", ignore_errors=True)
 
@@ -359,12 +393,16 @@ def pack(work: Path, out: Path) -> None:
     """runs.json, ranks.npz and logs.tar.gz from a folder of runs."""
     import numpy as np
 
-    rows = results(work)
+    rows, columns = [], {}
+    for row in results(work):
+        try:
+            with np.load(work / f"{row['name']}.npz") as ranks:
+                columns |= {f"{row['name']}/{which}": ranks[which] for which in ranks}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            print(f"{row['name']}: its ranks cannot be read, left out: {error}", flush=True)
+            continue
+        rows.append(row)
     (out / "runs.json").write_text(json.dumps(rows, indent=0) + "\n")
-    columns: dict[str, Any] = {}
-    for row in rows:
-        with np.load(work / f"{row['name']}.npz") as ranks:
-            columns |= {f"{row['name']}/{which}": ranks[which] for which in ranks}
     np.savez_compressed(out / "ranks.npz", **columns)
     with tarfile.open(out / "logs.tar.gz", "w:gz") as tar:
         for path in sorted(work.rglob("*")):
