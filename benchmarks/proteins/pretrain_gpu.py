@@ -83,7 +83,7 @@ def one(folder: Path) -> None:
 
     from seqgraph.config import load_config
     from seqgraph.errors import UserError
-    from seqgraph.train.run import evaluate, train
+    from seqgraph.train import run as training
     from seqgraph.train.state import Interrupted
 
     # The trainer stops at the runner's signal; the tests that follow a training go on to their end.
@@ -91,6 +91,9 @@ def one(folder: Path) -> None:
     # cuDNN makes a plan for each shape of a batch, and no two batches are alike.
     torch.backends.cuda.enable_cudnn_sdp(False)
     job = json.loads((folder / "job.json").read_text())
+    # Read once: the training, its tests and the count of tokens would each read the table, seconds at a time.
+    data = training.build_data(load_config(job["preset"], job["overrides"]))
+    training.build_data = lambda config: data
     if not (folder.parent / "plan.json").is_file():
         measure(load_config(job["preset"], job["overrides"]), folder)
     steps = wait(folder.parent / "plan.json")["steps"]
@@ -100,32 +103,43 @@ def one(folder: Path) -> None:
         shutil.rmtree(run, ignore_errors=True)
     began, complete, failed = time.monotonic(), True, ""
     try:
-        train(config, output=run, resume=again, quiet=True)
+        training.train(config, output=run, resume=again, quiet=True)
     except Interrupted:
         complete = False
     except UserError as error:  # a rate too large: the loss is not finite
         complete, failed = False, str(error)
+    trained = round(time.monotonic() - began, 1)
     lines = (run / "log.jsonl").read_text().splitlines() if (run / "log.jsonl").is_file() else []
     log = [json.loads(line) for line in lines]
     found: dict[str, Any] = {"valid": {}, "test": {}, "baseline": {}}
     if (run / "metrics.json").is_file():
         found = json.loads((run / "metrics.json").read_text())
-    elif (run / "last").is_dir() and not failed:
-        for split in ("valid",) if job["stage"] == "tune" else ("valid", "test"):
-            found[split] = evaluate(run / "last", split)
     cuda = torch.cuda.is_available()
     reached = json.loads((run / "last" / "metrics.json").read_text()) if (run / "last").is_dir() else {}
-    say(folder / "result.json", {
-        **{key: job[key] for key in ("preset", "lr", "seed")}, "steps": found.get("steps", reached.get("steps", 0)),
-        "planned": steps, "complete": complete, "failed": failed, "seconds": round(time.monotonic() - began, 1),
-        **{key: log[-1].get(key) for key in ("tokens_per_second", "tflop_per_second") if log},
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "parameters": json.loads((run / "config.json").read_text())["facts"]["parameters"],
-        "valid": found["valid"], "test": found["test"], "unigram": found["baseline"].get("loss"),
-        "curve": [[row["step"], round(row["train_loss"], 4), round(row.get("valid_loss", 0), 4)] for row in log],
-        "tokens": tokens_of(config, found.get("steps", reached.get("steps", 0))),
-    })  # fmt: skip
+    taken = found.get("steps", reached.get("steps", 0))
+    tokens = tokens_of(config, taken)
+
+    def tell() -> None:
+        say(folder / "result.json", {
+            **{key: job[key] for key in ("preset", "lr", "seed")}, "steps": taken,
+            "planned": steps, "complete": complete, "failed": failed, "seconds": trained,
+            **{key: log[-1].get(key) for key in ("tokens_per_second", "tflop_per_second") if log},
+            "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+            "parameters": json.loads((run / "config.json").read_text())["facts"]["parameters"],
+            "valid": found["valid"], "test": found["test"], "unigram": found["baseline"].get("loss"),
+            "curve": [[row["step"], round(row["train_loss"], 4), round(row.get("valid_loss", 0), 4)] for row in log],
+            "tokens": tokens,
+        })  # fmt: skip
+
+    tell()
+    if (run / "last").is_dir() and not failed:
+        if not found["valid"]:  # stopped: tested where it stands, and told after each split
+            for split in ("valid",) if job["stage"] == "tune" else ("valid", "test"):
+                found[split] = training.evaluate(run / "last", split)
+                tell()
+        if job["stage"] == "final":
+            keep(run, folder / "half")
 
 
 def measure(config: Any, folder: Path) -> None:
@@ -238,15 +252,41 @@ def planned(all_of: dict[str, float], slow_of: dict[str, float], seconds: float,
     return max(20, int(alone * seconds / (1 + (alone - slow) / fast) / tokens))
 
 
-def calibrate(folder: Path, names: list[str], windows: tuple[float, float], until: float, budget: float) -> int:
-    """The number of steps, once every process is warm. ``budget``: the time at which all should have trained."""
+def calibrate(
+    folder: Path, processes: dict[str, Any], windows: tuple[float, float], ready: float, until: float, budget: float
+) -> int:
+    """The number of steps, once the processes are warm: those that live and are so by the time ``ready``.
+
+    Args:
+        folder: of the stage.
+        processes: by name.
+        windows: seconds of measuring all, and the slower family.
+        ready: who is not warm by then is not measured, and starts with the plan.
+        until: the time at which waiting for a rate ends.
+        budget: the time at which all should have trained.
+
+    Raises:
+        TimeoutError: when none is warm.
+    """
+
+    def read(file: str, who: list[str], until: float) -> dict[str, dict[str, Any]]:
+        missing = list(who)
+        while missing and time.monotonic() < until:
+            missing = [n for n in missing if not (folder / n / file).is_file() and processes[n].poll() is None]
+            time.sleep(0.02)
+        return {n: json.loads((folder / n / file).read_text()) for n in who if (folder / n / file).is_file()}
 
     def rates(number: int, who: list[str], seconds: float) -> dict[str, float]:
         say(folder / f"window-{number}.json", {"who": who, "until": time.monotonic() + seconds})
-        return {name: _read(folder / name / f"rate-{number}.json", until)["rate"] for name in who}
+        return {name: told["rate"] for name, told in read(f"rate-{number}.json", who, until).items()}
 
-    warm = [_read(folder / name / "warm.json", until)["tokens"] for name in names]
-    all_of = rates(0, names, windows[0])
+    warmed = read("warm.json", list(processes), ready)
+    warm, all_of = [told["tokens"] for told in warmed.values()], rates(0, list(warmed), windows[0])
+    if late := [name for name in processes if name not in all_of]:
+        print(f"not ready in time: {', '.join(late)}\n{tail(folder / late[0] / 'log.txt')}", flush=True)
+    if not all_of:
+        raise TimeoutError("no training is ready")
+    names = list(all_of)
     mean = {f: [r for name, r in all_of.items() if name.startswith(f)] for f in FAMILIES}
     slowest = min((f for f in FAMILIES if mean[f]), key=lambda f: sum(mean[f]) / len(mean[f]))
     slow_of = rates(1, [name for name in names if name.startswith(slowest)], windows[1])
@@ -256,16 +296,8 @@ def calibrate(folder: Path, names: list[str], windows: tuple[float, float], unti
     return steps
 
 
-def _read(path: Path, until: float) -> dict[str, Any]:
-    while not path.is_file():
-        if time.monotonic() > until:
-            raise TimeoutError(f"{path.parent.name} is not ready:\n{tail(path.parent / 'log.txt')}")
-        time.sleep(0.02)
-    return json.loads(path.read_text())
-
-
-def run_all(options: argparse.Namespace, began: float) -> list[dict[str, Any]]:
-    """Train everything at once; the results of what ended."""
+def run_all(options: argparse.Namespace, began: float) -> None:
+    """Train everything at once; OUT has the results of what ended, all along."""
     deadline, folder = began + options.limit, options.work.resolve() / options.stage
     if not options.resume:
         shutil.rmtree(folder, ignore_errors=True)
@@ -277,27 +309,50 @@ def run_all(options: argparse.Namespace, began: float) -> list[dict[str, Any]]:
     with sharing(options.mps, folder / ".mps") as shared:
         env = {**environment(), **shared}
         commands = {n: [sys.executable, __file__, "one", "--work", str(folder / n)] for n in waiting}
-        processes = [start(command, folder / n / "log.txt", env) for n, command in commands.items()]
+        processes = {n: start(command, folder / n / "log.txt", env) for n, command in commands.items()}
         try:
             if waiting and not (folder / "plan.json").is_file():
-                budget = deadline - options.reserve
-                budget -= options.margin * (budget - time.monotonic())
-                steps = calibrate(folder, waiting, tuple(options.windows), deadline - options.reserve, budget)
+                print(f"{len(processes)} processes started {time.monotonic() - began:.0f} s in", flush=True)
+                until = deadline - options.reserve
+                ready, now = began + 0.45 * options.limit, time.monotonic()
+                budget = until - options.margin * (until - now)
+                steps = calibrate(folder, processes, tuple(options.windows), ready, until, budget)
                 print(f"{steps} steps of {options.tokens:,} tokens, {time.monotonic() - began:.0f} s in", flush=True)
-            while any(process.poll() is None for process in processes) and time.monotonic() < deadline - options.stop:
+            ended = -1
+            while time.monotonic() < deadline - options.stop:
+                live = sum(process.poll() is None for process in processes.values())
+                if ended != len(processes) - live:
+                    ended = len(processes) - live
+                    report(options, jobs, began)
+                if not live:
+                    break
                 time.sleep(0.1)
         except TimeoutError as error:
             print(error)
         finally:
-            end(processes, max(1.0, deadline - 2 - time.monotonic()))
-    results = []
+            end(list(processes.values()), max(1.0, deadline - 3 - time.monotonic()))
+            report(options, jobs, began)
     for name in jobs:
-        file = folder / name / "result.json"
-        if file.is_file():
-            results.append(json.loads(file.read_text()))
-        else:
+        if not (folder / name / "result.json").is_file():
             print(f"--- {name} has no result:\n{tail(folder / name / 'log.txt')}", flush=True)
-    return results
+    print(f"ended {time.monotonic() - began:.0f} s in", flush=True)
+
+
+def report(options: argparse.Namespace, jobs: dict[str, Any], began: float) -> dict[str, Any]:
+    """Write STAGE.json of what has results, for ``tune`` also the rates that are best so far."""
+    folder = options.work.resolve() / options.stage
+    files = [file for name in jobs if (file := folder / name / "result.json").is_file()]
+    results, plan = [json.loads(file.read_text()) for file in files], folder / "plan.json"
+    said: dict[str, Any] = {
+        "command": sys.argv, "results": results, "wall": round(time.monotonic() - began, 1),
+        "plan": json.loads(plan.read_text()) if plan.is_file() else {},
+    }  # fmt: skip
+    said["best"] = {p: r for p in dict.fromkeys(r["preset"] for r in results) if (r := best_of(results, p))}
+    if options.stage == "tune":
+        said["chosen"] = {preset: r["lr"] for preset, r in said["best"].items()}
+        say(options.work / "tuned.json", said["chosen"])
+    say(options.out / f"{options.stage}.json", said)
+    return said
 
 
 def _done(result: Path) -> bool:
@@ -355,8 +410,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--tokens", type=int, default=32768, help="of a step")
     parser.add_argument("--limit", type=float, default=520, help="seconds for everything")
-    parser.add_argument("--reserve", type=float, default=30, help="of them for tests and what is written")
-    parser.add_argument("--stop", type=float, default=16, help="seconds before the limit when trainings are stopped")
+    parser.add_argument("--reserve", type=float, default=32, help="of them for tests and what is written")
+    parser.add_argument("--stop", type=float, default=24, help="seconds before the limit when trainings are stopped")
     parser.add_argument("--margin", type=float, default=0.1, help="share of the time that the plan leaves unused")
     parser.add_argument("--windows", nargs=2, type=float, default=[8, 5], help="seconds of measuring: all, the slower")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more overrides, for both models")
@@ -372,25 +427,16 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.out.mkdir(parents=True, exist_ok=True)
     prepare(options.data, options.work)
-    results = run_all(options, began)
-    plan = options.work / options.stage / "plan.json"
-    said = {
-        "command": sys.argv, "results": results, "wall": round(time.monotonic() - began, 1),
-        "plan": json.loads(plan.read_text()) if plan.is_file() else {},
-    }  # fmt: skip
-    best = {p: r for p in dict.fromkeys(r["preset"] for r in results) if (r := best_of(results, p))}
-    if options.stage == "tune":
-        said["chosen"] = {preset: r["lr"] for preset, r in best.items()}
-        say(options.work / "tuned.json", said["chosen"])
-    say(options.out / f"{options.stage}.json", said)
-    if options.stage == "final":
-        for preset, r in best.items():
-            name = f"{preset}-lr{r['lr']:g}-seed{r['seed']}"
-            half = options.work / "half" / preset
-            if keep(options.work / "final" / name / "run", half) <= LARGEST:
-                with tarfile.open(options.out / f"{preset}.tar", "w") as archive:
-                    archive.add(half, preset)
-    print(table_of(results) + "".join(f"\n{p}: lr {r['lr']:g}, seed {r['seed']}" for p, r in best.items()))
+    run_all(options, began)
+    said = json.loads((options.out / f"{options.stage}.json").read_text())
+    best = said["best"]
+    for preset, r in best.items() if options.stage == "final" else ():
+        half = options.work / "final" / f"{preset}-lr{r['lr']:g}-seed{r['seed']}" / "half"
+        weights = half / "model.safetensors"
+        if weights.is_file() and weights.stat().st_size <= LARGEST:
+            with tarfile.open(options.out / f"{preset}.tar", "w") as archive:
+                archive.add(half, preset)
+    print(table_of(said["results"]) + "".join(f"\n{p}: lr {r['lr']:g}, seed {r['seed']}" for p, r in best.items()))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parents[2]
-_PROBE = "import torch; torch.zeros(1).cuda().sum().item()"
+# A context on the GPU without torch, whose import takes ten seconds on some hosts
+_PROBE = """
+import ctypes
+cuda, device, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+bad = cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0)
+raise SystemExit(bool(bad or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)))
+"""
 
 
 def environment(threads: int = 1) -> dict[str, str]:
@@ -60,7 +66,7 @@ def sharing(wanted: bool, folder: Path) -> Iterator[dict[str, str]]:
         with contextlib.suppress(subprocess.TimeoutExpired):
             # the service makes the visible GPUs its own and numbers them from 0
             found = own | ({"CUDA_VISIBLE_DEVICES": "0"} if "CUDA_VISIBLE_DEVICES" in os.environ else {})
-            done = subprocess.run([sys.executable, "-c", _PROBE], env={**environment(), **found}, timeout=40,
+            done = subprocess.run([sys.executable, "-c", _PROBE], env={**environment(), **found}, timeout=20,
                                   capture_output=True)  # fmt: skip
             if done.returncode == 0:
                 print("mps: on", flush=True)
