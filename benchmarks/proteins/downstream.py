@@ -39,8 +39,10 @@ from benchmarks.proteins.processes import end, environment, say, sharing, start,
 # What one process does, the longest first
 GROUPS = (
     ("secondary-structure",),
-    ("function", "remote-homology"),
-    ("zero-shot", "interactions", "yeast", "gb1"),
+    ("function",),
+    ("interactions", "yeast"),
+    ("zero-shot",),
+    ("remote-homology", "gb1"),
 )
 TASKS = tuple(task for group in GROUPS for task in group)
 FOLDERS = ("secondary_structure_tests", "scope_astral40", "proteingym_partial", "ppi_shs27k", "ppi_yeast_pipr")
@@ -196,8 +198,8 @@ def jobs_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return jobs
 
 
-def run_all(options: argparse.Namespace, began: float, shared: dict[str, str]) -> list[dict[str, Any]]:
-    """All rows that are there in time."""
+def run_all(options: argparse.Namespace, began: float, shared: dict[str, str]) -> None:
+    """All rows that are there in time; OUT has them all along."""
     folder = options.work.resolve() / "downstream"
     if not options.resume:
         shutil.rmtree(folder, ignore_errors=True)
@@ -211,7 +213,8 @@ def run_all(options: argparse.Namespace, began: float, shared: dict[str, str]) -
             waiting.append(name)
     running: dict[str, subprocess.Popen[bytes]] = {}
     turn = 0
-    until = began + options.limit
+    # The last seconds are for ending what still runs.
+    until, told = began + options.limit - 3, began
     try:
         while (waiting or running) and time.monotonic() < until:
             while waiting and len(running) < options.jobs:
@@ -222,19 +225,32 @@ def run_all(options: argparse.Namespace, began: float, shared: dict[str, str]) -
                 running[name] = start(command, folder / name / "log.txt", {**env, **gpu})
             time.sleep(0.1)
             running = {name: process for name, process in running.items() if process.poll() is None}
+            if time.monotonic() > told + 5:
+                told = time.monotonic()
+                report(options, jobs, began)
     finally:
-        end(list(running.values()), 2)
-    rows, seconds = [], {}
+        end(list(running.values()), 1)
+        report(options, jobs, began, last=True)
+
+
+def report(options: argparse.Namespace, jobs: dict[str, Any], began: float, last: bool = False) -> None:
+    """Write rows.json and table.md of what is there; at last say also what is missing."""
+    folder, rows, seconds = options.work.resolve() / "downstream", [], {}
     for name, job in jobs.items():
         file = folder / name / "rows.json"
         have = json.loads(file.read_text()) if file.is_file() else {}
         for task, found in have.items():
             rows += found["rows"]
             seconds[f"{name}: {task}"] = found["seconds"]
-        if missing := [task for task in job["tasks"] if task not in have]:
+        if last and (missing := [task for task in job["tasks"] if task not in have]):
             print(f"--- {name} lacks {', '.join(missing)}:\n{tail(folder / name / 'log.txt', 3)}", flush=True)
-    print("seconds: " + "; ".join(f"{k} {v:.0f}" for k, v in sorted(seconds.items(), key=lambda kv: -kv[1])[:12]))
-    return rows
+    wall = round(time.monotonic() - began, 1)
+    say(options.out / "rows.json", {"command": sys.argv, "rows": rows, "wall": wall, "seconds": seconds})
+    (options.out / "table.md").write_text(pivot(rows) + "\n")
+    if last:
+        slow = sorted(seconds.items(), key=lambda kv: -kv[1])
+        print("seconds: " + "; ".join(f"{k} {v:.0f}" for k, v in slow[:12]))
+        print(f"\n{pivot(rows)}\nended {wall:.0f} s in", flush=True)
 
 
 def pivot(rows: list[dict[str, Any]]) -> str:
@@ -278,7 +294,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--gpus", nargs="*", default=[], help="numbers of the GPUs, taken in turn")
     parser.add_argument("--mps", action="store_true", help="the processes' kernels run side by side")
-    parser.add_argument("--jobs", type=int, default=24, help="processes at once")
+    parser.add_argument("--jobs", type=int, default=40, help="processes at once")
     parser.add_argument("--splits", nargs="+", default=["bfs", "dfs"], help="of SHS27k's interactions")
     parser.add_argument("--split-seeds", nargs="+", type=int, default=[0, 1, 2], help="of these splits")
     parser.add_argument("--stage-two", action="store_true", help="LC-PLM-G on the first seed of each split")
@@ -307,10 +323,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.out.mkdir(parents=True, exist_ok=True)
     with sharing(options.mps, options.work / ".mps") as shared:
-        rows = run_all(options, began, shared)
-    say(options.out / "rows.json", {"command": sys.argv, "rows": rows, "wall": round(time.monotonic() - began, 1)})
-    (options.out / "table.md").write_text(pivot(rows) + "\n")
-    print("\n" + pivot(rows))
+        run_all(options, began, shared)
 
 
 if __name__ == "__main__":
