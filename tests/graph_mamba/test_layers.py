@@ -194,3 +194,19 @@ def test_layers_in_training_get_draws_of_their_own(odd_graphs, kind):
         assert one.node[one.place[0]].tolist() == list(range(batch.num_nodes))
         assert torch.equal(one.node, together.node.view(3, -1)[draw])
         assert torch.equal(one.cu_seqlens.diff(), together.cu_seqlens.diff().view(3, -1)[draw])
+
+
+@pytest.mark.parametrize("update_edges", [True, False])
+def test_gradients_of_gated_gcn(update_edges):
+    torch.manual_seed(0)
+    layer = GatedGCN(4, update_edges=update_edges).double()
+    x, edge = torch.randn(5, 4, dtype=torch.float64), torch.randn(9, 4, dtype=torch.float64)
+    ends = torch.randint(0, 4, (2, 9))  # the last node has no edge
+    names = [name for name, _ in layer.named_parameters()]
+
+    def run(x, edge, *values):
+        node, new = torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x, ends, edge))
+        return (node, new) if update_edges else node
+
+    held = [v.detach().clone().requires_grad_() for v in (x, edge, *layer.parameters())]
+    assert torch.autograd.gradcheck(run, held)
