@@ -220,8 +220,10 @@ def jobs_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         given = dict(text.split("=") for text in options.lr)
         note = options.work / "tuned.json"
         tuned = json.loads(note.read_text()) if note.is_file() else {}
-        if missing := [preset for preset in presets if preset not in {**tuned, **given}]:
-            sys.exit(f"{note} has no rate of {', '.join(missing)}: tune first, or --lr {missing[0]}=2e-3")
+        for preset in presets:
+            if preset not in {**tuned, **given}:  # no reason to lose the call
+                tuned[preset] = sorted(options.rates)[len(options.rates) // 2]
+                print(f"{note} has no rate of {preset}: untuned, {tuned[preset]:g}", flush=True)
         wanted = [(p, float(given.get(p, tuned.get(p))), seed) for seed in options.seeds for p in presets]
     table = options.work.resolve() / f"{options.stage}.tsv"
     every = 1000 if options.stage == "tune" else 1
