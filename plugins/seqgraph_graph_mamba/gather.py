@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,23 @@ def take_rows(values: Tensor, index: Tensor) -> Tensor:
     Its gradient is added up as :func:`sum_rows` does; that of ``values[index]`` sorts the index on a GPU each time.
     """
     return values.index_select(0, index)
+
+
+def permute_rows(values: Tensor, there: Tensor, back: Tensor) -> Tensor:
+    """``values[there]`` for a permutation ``there`` (V,) whose inverse is ``back``: its gradient is a gather too."""
+    return _Permute.apply(values, there, back)
+
+
+class _Permute(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(there, back)
+        return values.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        there, back = ctx.saved_tensors
+        return permute_rows(grad, back, there), None, None
 
 
 def sum_rows(values: Tensor, index: Tensor, size: int) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from seqgraph.encode import BiMamba
 from seqgraph_graph_mamba.arrangement import Arrangement
 from seqgraph_graph_mamba.gated_gcn import GatedGCN
-from seqgraph_graph_mamba.gather import take_rows
+from seqgraph_graph_mamba.gather import permute_rows, take_rows
 from seqgraph_graph_mamba.norm import RowNorm
 
 
@@ -31,8 +31,12 @@ class PermutedMixer(nn.Module):
         """h (V, D) -> (V, D)."""
         # what no sequence exceeds, the scan need not cut into pieces
         bound = {"max_seqlen": tokens.longest} if isinstance(self.mamba, BiMamba) else {}
-        mixed = self.mamba(take_rows(h, tokens.node), tokens.cu_seqlens, **bound)  # (T, D)
         draws, nodes = tokens.place.shape
+        if draws == 1 and len(tokens.node) == nodes:  # each node is one token
+            place = tokens.place[0]
+            mixed = self.mamba(permute_rows(h, tokens.node, place), tokens.cu_seqlens, **bound)
+            return permute_rows(mixed, place, tokens.node)
+        mixed = self.mamba(take_rows(h, tokens.node), tokens.cu_seqlens, **bound)  # (T, D)
         back = take_rows(mixed, tokens.place.flatten())  # (P V, D)
         return back if draws == 1 else back.view(draws, nodes, -1).mean(0)
 
