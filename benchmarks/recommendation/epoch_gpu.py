@@ -103,7 +103,8 @@ class Case:
 
     def step(self, batch: HistoryBatch) -> Tensor:
         """Forward, backward, AdamW."""
-        batch = batch.to(self.device)
+        if self.device == "cuda" and not batch.at.is_cuda:  # as the trainer does it
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
             if self.padded:
                 hidden = self.task.model(batch.stream).values[batch.at]
