@@ -382,7 +382,7 @@ def judge(run: Path, name: str, words: list[str], wall: float) -> None:
     else:  # stopped before its first evaluation
         best = 0, evaluate_users(run, "valid", k=(1, 5, 10, 20))[0].metrics
     row |= {"best_epoch": best[0], "valid": best[1]}
-    columns = {"all": np.array(ranks.rank, np.uint16), "unseen": np.array(ranks.rank_unseen, np.uint16)}
+    columns: dict[str, Any] = {"all": np.array(ranks.rank, np.uint16), "unseen": np.array(ranks.rank_unseen, np.uint16)}
     written = Path(f"{run}.part.npz"), Path(f"{run}.json.part")
     np.savez_compressed(written[0], **columns)
     written[1].write_text(json.dumps(row))
@@ -397,7 +397,8 @@ def pack(work: Path, out: Path) -> None:
     """runs.json, ranks.npz and logs.tar.gz from a folder of runs."""
     import numpy as np
 
-    rows, columns = [], {}
+    rows: list[dict[str, Any]] = []
+    columns: dict[str, Any] = {}
     for row in results(work):
         try:
             with np.load(work / f"{row['name']}.npz") as ranks:
