@@ -72,8 +72,11 @@ def prepare(source: Path | None, work: Path) -> None:
         sys.exit(f"{whole} is not there: give the packed table by --data")
     work.mkdir(parents=True, exist_ok=True)
     text = lzma.decompress(source.read_bytes()).decode("ascii") if source.suffix == ".xz" else source.read_text()
-    whole.write_text(text)
-    searched.write_text("".join(line for line in text.splitlines(keepends=True) if line.split("\t")[1] != "test"))
+    rows = (line for line in text.splitlines(keepends=True) if line.split("\t")[1] != "test")
+    for target, content in ((searched, "".join(rows)), (whole, text)):
+        new = target.with_suffix(".new")
+        new.write_text(content)
+        new.replace(target)
 
 
 # ---------------------------------------------------------------------- one training
@@ -91,6 +94,8 @@ def one(folder: Path) -> None:
     # cuDNN makes a plan for each shape of a batch, and no two batches are alike.
     torch.backends.cuda.enable_cudnn_sdp(False)
     job = json.loads((folder / "job.json").read_text())
+    while not (folder.parent.parent / f"{job['stage']}.tsv").is_file():
+        time.sleep(0.05)
     # Read once: the training, its tests and the count of tokens would each read the table, seconds at a time.
     data = training.build_data(load_config(job["preset"], job["overrides"]))
     training.build_data = lambda config: data
@@ -123,7 +128,8 @@ def one(folder: Path) -> None:
         say(folder / "result.json", {
             **{key: job[key] for key in ("preset", "lr", "seed")}, "steps": taken,
             "planned": steps, "complete": complete, "failed": failed, "seconds": trained,
-            **{key: log[-1].get(key) for key in ("tokens_per_second", "tflop_per_second") if log},
+            "tokens_per_second": log[-1].get("tokens_per_second") if log else round(tokens / max(trained, 0.1), 1),
+            "tflop_per_second": log[-1].get("tflop_per_second") if log else None,
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
             "device": torch.cuda.get_device_name() if cuda else "cpu",
             "parameters": json.loads((run / "config.json").read_text())["facts"]["parameters"],
@@ -283,6 +289,8 @@ def calibrate(
         return {name: told["rate"] for name, told in read(f"rate-{number}.json", who, until).items()}
 
     warmed = read("warm.json", list(processes), ready)
+    while not warmed and time.monotonic() < until and any(process.poll() is None for process in processes.values()):
+        warmed = read("warm.json", list(processes), min(until, time.monotonic() + 1))
     warm, all_of = [told["tokens"] for told in warmed.values()], rates(0, list(warmed), windows[0])
     if late := [name for name in processes if name not in all_of]:
         print(f"not ready in time: {', '.join(late)}\n{tail(folder / late[0] / 'log.txt')}", flush=True)
@@ -313,6 +321,7 @@ def run_all(options: argparse.Namespace, began: float) -> None:
         commands = {n: [sys.executable, __file__, "one", "--work", str(folder / n)] for n in waiting}
         processes = {n: start(command, folder / n / "log.txt", env) for n, command in commands.items()}
         try:
+            prepare(options.data, options.work)  # while they import
             if waiting and not (folder / "plan.json").is_file():
                 print(f"{len(processes)} processes started {time.monotonic() - began:.0f} s in", flush=True)
                 until = deadline - options.reserve
@@ -428,7 +437,6 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.out.mkdir(parents=True, exist_ok=True)
-    prepare(options.data, options.work)
     run_all(options, began)
     said = json.loads((options.out / f"{options.stage}.json").read_text())
     best = said["best"]
