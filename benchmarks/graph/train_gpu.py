@@ -216,14 +216,17 @@ build_task(config, build_data(config))
 
 
 def prepare(runs: list[Run], data: Path, *, nice: int = 0) -> list[subprocess.Popen[bytes]]:
-    """Begin to put positional encodings and orders on disk, once for all runs that read them, with all cores."""
+    """Begin to put positional encodings and orders on disk, once for all runs that read them, with half of the cores.
+
+    Threads that wait must sleep: beside other jobs, spinning ones have held this up for ten minutes.
+    """
     wanted: dict[tuple[str, ...], list[str]] = {}
     for run in runs:
         seen = tuple(o for o in run.overrides if o.startswith(("model.pe", "model.order", "data.")))
         # the sets of molecules are too small to be kept
         if not run.preset.startswith("ogbg"):
             wanted.setdefault((run.preset.partition("-")[0], *seen), [run.preset, *run.overrides])
-    env = environment(max(1, (os.cpu_count() or 1) // 2))
+    env = environment(max(1, (os.cpu_count() or 1) // (2 * max(1, len(wanted))))) | {"OMP_WAIT_POLICY": "passive"}
     started = []
     for preset, *overrides in wanted.values():
         root = next(run for run in runs if run.preset == preset).root(data)
