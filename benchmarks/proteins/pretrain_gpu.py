@@ -413,7 +413,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="the packed table; for pack: swissprot_2014_01.tsv.xz")
     parser.add_argument("--out", type=Path, help="folder of the results; for pack: the table to write")
     parser.add_argument("--work", type=Path, default=Path("/tmp/work/protein"), help="folder of tables and runs")
-    parser.add_argument("--clusters", type=int, default=78_000, help="pack: of the 126,357 training clusters")
+    parser.add_argument("--clusters", type=int, default=48_000, help="pack: of the 126,357 training clusters")
     parser.add_argument("--longest", type=int, default=1022, help="pack: training proteins are cut to it")
     parser.add_argument("--size", default="8m", choices=["8m", "35m"])
     parser.add_argument("--rates", nargs="+", type=float, default=[8e-4, 2e-3, 5e-3], help="tune: learning rates")

@@ -35,7 +35,7 @@ NAMES = dict(zip(BINS, ("≤ 256", "≤ 512", "≤ 1k", "≤ 2k", "≤ 4k", "> 4
 
 
 INTRODUCTION = """\
-Made by `benchmarks/proteins/results.py`. The same proteins for both (Swiss-Prot 2014_01: one of each of 78,000 of its
+Made by `benchmarks/proteins/results.py`. The same proteins for both (Swiss-Prot 2014_01: one of each of 48,000 of its
 126,357 training clusters, drawn by a fixed seed, cut to 1,022 residues), task (15 %, 80-10-10; evaluation masks all),
 batches, number of tokens, AdamW, cosine and clipping; bf16. ESM-2 is fair-esm's class with new weights: proteins of a
 batch sorted by length and padded, attention by torch's fused kernels, the same function. Rates and weights are chosen
@@ -236,7 +236,7 @@ our own weights in float16. `seqgraph embed lc-plm-8m proteins.fasta OUT` finds 
 
 | | |
 |---|---|
-| data | Swiss-Prot 2014_01 (UniProt Consortium, CC BY 4.0): one protein of each of 78,000 clusters at 50 % identity |
+| data | Swiss-Prot 2014_01 (UniProt Consortium, CC BY 4.0): one protein of each of 48,000 clusters at 50 % identity |
 | training | {tokens:,} tokens in {steps:,} steps, learning rate {lr:g}, seed {seed}, bf16, on one {device} |
 | command | `python {command}` |
 | held-out loss | {test:.4f} nats a masked residue (residue frequencies: {unigram}); validation {valid:.4f} |
