@@ -139,8 +139,8 @@ def crossing(ours: dict[int, float], theirs: dict[int, float]) -> str:
     for i in range(len(shared) - 1, 0, -1):
         if lead[i - 1] <= 0:
             a, b = math.log(shared[i - 1]), math.log(shared[i])
-            return f"{math.exp(a + (b - a) * -lead[i - 1] / (lead[i] - lead[i - 1])):,.0f}"
-    return f"below {shared[0]:,}"
+            return f"from {math.exp(a + (b - a) * -lead[i - 1] / (lead[i] - lead[i - 1])):,.0f} on"
+    return f"from below {shared[0]:,} on"
 
 
 def table_of(results: list[dict[str, Any]]) -> str:
@@ -166,7 +166,7 @@ def table_of(results: list[dict[str, Any]]) -> str:
             continue
         fast = [{n: r["tokens_per_second"] for n, r in g.items() if "failed" not in r} for g in (ours, found)]
         lean = [{n: 1 / r["peak_gib"] for n, r in g.items() if r.get("peak_gib")} for g in (ours, found)]
-        lines.append(f"{way}, {size}: faster than {model} from length {crossing(*fast)}, leaner from {crossing(*lean)}")
+        lines.append(f"{way}, {size}: faster than {model} {crossing(*fast)}, leaner {crossing(*lean)}")
     return "\n".join(lines)
 
 
