@@ -6,8 +6,9 @@ is no setting of a run: it gets a process of its own that may use so much of the
 
 Every training in the strong setting gets the same time on the clock, for both models of a data set the same number of
 trials over the same settings, and its schedule ends with its time. Sports, Toys and Video Games have no trials: they
-are trained with what won on Beauty. Meant for 400 s of "tune", 10 processes beside the faithful ones, and 430 s of
-"finals", 8 processes; at most 14 s a run beside its training.
+are trained with what won on Beauty. "finals" picks what won from the folder of the trials; "chosen" says what that was,
+as it ran on another machine: no trials needed. The presets have what was chosen since, so the trials say what they
+began from.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from itertools import chain
 MODELS = ("mamba4rec", "sasrec")
 SETS = {"beauty": "Beauty", "sports": "Sports_and_Outdoors", "toys": "Toys_and_Games", "video-games": "Video_Games"}
 _FAST = "train.precision=bf16 train.patience=null train.epochs=5000"
-# Twice the presets' tokens a step, at a rate of sqrt(2) of theirs: a step takes the host 20 ms, whatever is in it.
+# Large batches: beside other processes a step takes the host 20 ms, whatever is in it.
 _ML = f"{_FAST} train.eval_every=3 train.max_tokens=25600 train.seconds=115"
 _SHOP = (
     f"{_FAST} train.eval_every=4 train.max_tokens=4096 train.lr=1.4e-3 train.eval_tokens=262144 task.loss=softmax"
@@ -30,12 +31,16 @@ _OWN = {
     "sasrec": {"ml-1m": "ml-1m-sasrec", "beauty": "beauty-sasrec"},
 }
 # The same question for either model: what else can stand around the mixer.
+_START = {"mamba4rec": "model.n_layers=2", "sasrec": "model.norm=pre"}
 _ROUND = {"mamba4rec": "model.norm=pre", "sasrec": "model.norm=post"}
 _BARE = {"mamba4rec": "model.residual=false", "sasrec": "model.norm=post"}
 
 
 def _ml_first(model: str) -> list[str]:
-    name, preset = f"ml-1m/{model}/tune", f"{_OWN[model]['ml-1m']} {_ML} train.lr={_RATES[model]} seed=0"
+    name, preset = (
+        f"ml-1m/{model}/tune",
+        f"{_OWN[model]['ml-1m']} {_ML} train.lr={_RATES[model]} {_START[model]} seed=0",
+    )
     return [
         f"{name}/d128-p3={preset} model.dropout=0.3",
         f"{name}/d256-p4={preset} model.dropout=0.4 model.d_model=256",
@@ -55,7 +60,8 @@ def _ml_second(model: str) -> list[str]:
 
 
 def _beauty_first(model: str) -> list[str]:
-    name, preset = f"beauty/{model}/tune", f"{_OWN[model]['beauty']} {_SHOP} data.file=Beauty.txt.gz seed=0"
+    start = f"{_SHOP} data.file=Beauty.txt.gz" + (" model.norm=pre" if model == "sasrec" else "")
+    name, preset = f"beauty/{model}/tune", f"{_OWN[model]['beauty']} {start} seed=0"
     return [
         f"{name}/d64-p5={preset} model.dropout=0.5",
         f"{name}/d128-p6={preset} model.dropout=0.6 model.d_model=128",
@@ -86,6 +92,26 @@ def _final(which: str, seeds: tuple[int, ...]) -> list[str]:
     return [f"{which}/{m}/final/{s}=@{tuned}/{m}/tune* {more} seed={s}" for s in seeds for m in MODELS]
 
 
+_WON = {
+    "ml-1m": {
+        "mamba4rec": "model.dropout=0.2 train.lr=2.8e-3 model.n_layers=3",
+        "sasrec": "model.dropout=0.2 train.lr=1.4e-3 model.norm=post",
+    },
+    "beauty": {"mamba4rec": "model.dropout=0.4", "sasrec": "model.dropout=0.5 model.norm=post"},
+}
+
+
+def _chosen(which: str, seconds: int, seeds: tuple[int, ...]) -> list[list[str]]:
+    """Both models with what won, a list a seed."""
+    tuned = which if which == "ml-1m" else "beauty"
+    shared = _ML if which == "ml-1m" else f"{_SHOP} data.file={SETS[which]}.txt.gz"
+    words = " ".join(f"train.seconds={seconds}" if w.startswith("train.seconds=") else w for w in shared.split())
+    return [
+        [f"{which}/{m}/final/{s}={_OWN[m][tuned]} {words} {_WON[tuned][m]} seed={s}" for m in MODELS] for s in seeds
+    ]
+
+
+_OTHERS = [_chosen(which, 60, (0, 1)) for which in ("sports", "toys", "video-games")]
 _ROWS = "train.eval_tokens=819200 share={share}"
 _BEAUTY = "mamba4rec-faithful data.file=Beauty.txt.gz train.max_items=2048"
 # RecBole's SASRec: two layers and heads, inner width 256, norms behind, dropout 0.5 everywhere.
@@ -110,6 +136,10 @@ LISTS: dict[str, list[str]] = {
     "finals": [
         *_final("ml-1m", (0, 1, 2)),
         *(line for seed in (0, 1, 2) for which in SETS for line in _final(which, (seed,))),
+    ],
+    "chosen": [
+        *chain.from_iterable(_chosen("ml-1m", 215, (0, 1, 2)) + _chosen("beauty", 75, (0, 1, 2))),
+        *chain.from_iterable(chain.from_iterable(zip(*_OTHERS, strict=True))),
     ],
     "faithful-beauty": [
         *(f"beauty/mamba4rec/faithful/{s}={_BEAUTY} seed={s}" for s in (0, 1, 2)),

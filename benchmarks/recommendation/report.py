@@ -1,9 +1,12 @@
 """benchmarks/results/recommendation.md from what train_gpu.py brought back.
 
-    python benchmarks/recommendation/report.py OUT [OUT2 ...] [--notes FILE] [-o benchmarks/results/recommendation.md]
+    python benchmarks/recommendation/report.py OUT [OUT2 ...] --notes benchmarks/recommendation/notes.md
+        --epochs rec-epoch.json --serving serving.txt -o benchmarks/results/recommendation.md
 
 Each OUT holds runs.json and ranks.npz; of a run that several have, the last counts. The page's fixed words are here;
-what was learnt from the numbers is written by a person in NOTES and put in front of the tables.
+what was learnt from the numbers is written by a person in NOTES and put in front of the tables. EPOCHS is what
+epoch_gpu.py wrote, SERVING what serving.py printed. Every run's words and figures come beside
+the page, as NAME-runs.json.
 """
 
 from __future__ import annotations
@@ -56,6 +59,15 @@ PUBLISHED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
         ("eSASRec: the same", ".0939", ".0538"),
     ],
 }
+ASKED = {
+    ("ml-1m", ""): (0.330, 0.193),
+    ("ml-1m", "-unseen"): (0.329, 0.189),
+    ("beauty", "-unseen"): (0.0928, 0.0531),
+    ("sports", "-unseen"): (0.0569, 0.0323),
+    ("toys", "-unseen"): (0.0970, 0.0580),
+}
+"""Of Mamba4Rec in the strong setting: HR@10 and NDCG@10 (issue 6)."""
+
 ROWS = (
     ("mamba4rec", "strong", "Mamba4Rec, strong"),
     ("sasrec", "strong", "SASRec, strong"),
@@ -97,8 +109,13 @@ def picked(row: dict[str, Any]) -> float:
 
 def figure(values: list[float]) -> str:
     """Mean ± standard deviation (n - 1)."""
-    mean = f"{statistics.mean(values):.4f}".removeprefix("0")
+    mean = short(statistics.mean(values))
     return mean + (f" ± {statistics.stdev(values):.4f}".replace("± 0", "± ") if len(values) > 1 else "")
+
+
+def short(value: float) -> str:
+    """Four digits."""
+    return f"{value:.4f}".removeprefix("0")
 
 
 def worth(rows: Rows, ranks: dict[str, np.ndarray], which: str, kind: Kind) -> np.ndarray:
@@ -118,14 +135,58 @@ def tables(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield f"\n## {title}\n\nFingerprints of the histories with their settings: {', '.join(prints)}.\n"
         for suffix, protocol in PROTOCOLS.items():
             yield f"\n### {data}: {protocol}\n"
-            yield "| | HR@10 | NDCG@10 | MRR@10 | seeds | epochs (best) | parameters |\n|---|---|---|---|---|---|---|"
-            for name, hits, gained in PUBLISHED.get((data, suffix), []):
-                yield f"| *{name}* | *{hits}* | *{gained}* | | | | |"
+            yield "| | HR@10 | NDCG@10 | MRR@10 | seeds | epochs (best) | s a training | parameters |"
+            yield "|---|---|---|---|---|---|---|---|"
+            for name, *said in PUBLISHED.get((data, suffix), []):
+                yield f"| *{name}* | {' | '.join(f'*{one}*' if one else '' for one in said)} | | | | | |"
+            if asked := ASKED.get((data, suffix)):
+                yield f"| *asked for* | {' | '.join(f'*{short(one)}*' for one in asked)} | | | | | |"
             for label, rows in found:
                 cells = [figure([row["test"][f"{kind}@10{suffix}"] for row in rows]) for kind in ("HR", "NDCG", "MRR")]
                 epochs = ", ".join(f"{row['epochs']}{'*' * row['cut']} ({row['best_epoch']})" for row in rows)
-                yield f"| {label} | {' | '.join(cells)} | {len(rows)} | {epochs} | {rows[0]['parameters']:,} |"
+                size, took = rows[0]["parameters"], statistics.mean(row["seconds"] for row in rows)
+                yield f"| {label} | {' | '.join(cells)} | {len(rows)} | {epochs} | {took:.0f} | {size:,} |"
         yield ""
+
+
+def targets(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """What was asked for, and what came of it."""
+    yield "| data | protocol | asked: HR@10, NDCG@10 | Mamba4Rec | | SASRec | | seeds |"
+    yield "|---|---|---|---|---|---|---|---|"
+    for (data, suffix), asked in ASKED.items():
+        cells: list[str] = []
+        if not of(runs, data, "mamba4rec", "strong") or not of(runs, data, "sasrec", "strong"):
+            continue
+        for model in ("mamba4rec", "sasrec"):
+            rows = of(runs, data, model, "strong")
+            got = [statistics.mean(row["test"][f"{kind}@10{suffix}"] for row in rows) for kind in ("HR", "NDCG")]
+            over = [round(a, 4) >= b for a, b in zip(got, asked, strict=True)]
+            word = (
+                "reached"
+                if all(over)
+                else f"{' and '.join(k for k, o in zip(KINDS, over, strict=False) if not o)} missed"
+            )
+            cells += [", ".join(map(short, got)), word if any(over) or all(over) else "missed"]
+        said = ", ".join(map(short, asked))
+        yield f"| {data} | {'masked' if suffix else 'unmasked'} | {said} | {' | '.join(cells)} | {len(rows)} |"
+
+
+def speeds(found: dict[str, Any]) -> Iterator[str]:
+    """What epoch_gpu.py measured."""
+    yield f"{found['device']}, torch {found['torch']}.\n"
+    yield "| case | an epoch, s | batches timed | tokens a batch | ms a batch | peak, MiB |\n|---|---|---|---|---|---|"
+    for name, row in found["cases"].items():
+        yield (
+            f"| {name} | {row['epoch_s']:.2f} | {row['steps']} of {row['of']} | {row['tokens_a_step']:,.0f} "
+            f"| {row['step_ms']:.1f} | {row['peak_mib']:,.0f} |"
+        )
+
+
+def kept(row: dict[str, Any]) -> dict[str, Any]:
+    """A run in a line: what it was told, how long it had, what came out."""
+    facts = ("name", "words", "data", "parameters", "cut", "epochs", "best_epoch", "steps", "seconds", "wall", "device")
+    figures = {which: {k: round(v, 5) for k, v in row[which].items() if "@10" in k} for which in ("valid", "test")}
+    return {name: row[name] for name in facts} | figures
 
 
 def comparisons(runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray]) -> Iterator[str]:
@@ -144,7 +205,7 @@ def comparisons(runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray]) -
                     seeds = " and ".join(str(len(rows)) for rows in sides)
                     yield (
                         f"| {data} | {setting} | {word} | {kind}@10 | {i.a:.4f} | {i.b:.4f} | {i.difference:+.4f} "
-                        f"| {i.low:+.4f} to {i.high:+.4f} | {i.p:.3f} | {seeds} |"
+                        f"| {i.low:+.4f} to {i.high:+.4f} | {'< .001' if i.p < 0.001 else f'{i.p:.3f}'} | {seeds} |"
                     )
 
 
@@ -165,36 +226,55 @@ def trials(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
                 yield f"| {row['name'].rpartition('/')[2]} | {picked(row):.4f} | {epochs} | `{said}` |"
 
 
-_RULES = """Leave one out, every item ranked, ties against the model; the epoch is chosen on the validation events.
-*Masked* leaves out what the user has seen; its figures and the unmasked ones answer different questions and share no
-table. *As released*: every prefix an example, last position, the release's initialisation, fp32, Adam at 1e-3, patience
-of 10 epochs on NDCG@10 unmasked. *Strong*: every position of packed histories, bf16, cosine schedule; epoch and trial
-chosen by NDCG@10 masked on validation, and both protocols' figures from those weights. Both models had the same trials
-over the same settings and the same seconds a trial; what won was trained anew with three seeds. Sports, Toys and Video
-Games had no trials of their own: they were trained with what won on Beauty. Equal seconds are not equal epochs: the
-faster model sees the data more often, and beside other processes a training gets fewer than alone; the tables say how
-many each had. Mean ± standard deviation over seeds; a star marks a training that the time limit cut. Published rows: as
-printed.
+_RULES = """## How
+
+Leave one out, every item ranked, ties against the model; the epoch is chosen on the validation events. *Masked* leaves
+out what the user has seen; its figures and the unmasked ones answer different questions and share no table. *Strong*:
+every position of packed histories, softmax, bf16, cosine schedule; epoch and trial chosen by NDCG@10 masked on
+validation, and both protocols' figures from those weights. *As released*: every prefix an example, last position, the
+release's initialisation, fp32, Adam at 1e-3, patience of 10 epochs on NDCG@10 unmasked. Both models had the same number
+of trials, one seed each, and the same seconds a trial (MovieLens-1M 115, Beauty 50); what won was trained anew with
+every seed (215, 75, and 60 on the other sets). Sports, Toys and Video Games had no trials of their own: they were
+trained with what won on Beauty. Mean ± standard deviation (n - 1) over as many seeds as the table says; a star marks a
+training that the time limit cut. *s a training*: on the clock, beside the other trainings. Published rows: as printed
+by their authors, from other harnesses.
+
+```
+python benchmarks/recommendation/train_gpu.py --list faithful tune --data DATA --out TUNING --limit 368 --jobs 10 --mps
+python benchmarks/recommendation/train_gpu.py --list chosen --data DATA --out FINALS --limit 366 --jobs 11 --mps
+python benchmarks/recommendation/epoch_gpu.py --data DATA --seconds 40 --out rec-epoch.json
+python benchmarks/recommendation/serving.py --part step topk memory --device cuda --seconds 0.15
+```
+DATA holds ml-1m.txt.gz and the Amazon files of S3-Rec, gzipped. `--list finals` picks the winners from the folder of
+the trials by itself; `chosen` spells them out. Every run's words and figures: [as JSON](RUNS).
+The presets `ml-1m`, `ml-1m-sasrec`, `beauty`, `beauty-sasrec`, `sports`, `toys` and `video-games` have these settings,
+with about the epochs that were done in place of the clock: `seqgraph train ml-1m --data-root DATA seed=0,1,2`.
 """
 
 
-def page(runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray], notes: str) -> Iterator[str]:
+def page(
+    runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray], notes: str, name: str, epochs: str, serving: str
+) -> Iterator[str]:
     """The whole page."""
     rows = list(runs.values())
     devices = ", ".join(sorted({row["device"] for row in rows}))
     versions = ", ".join(f"{name} {version}" for name, version in rows[0]["versions"].items())
     hours = sum(row["wall"] for row in rows) / 3600
     yield f"# Recommendation\n\n{devices}; {versions}. {len(rows)} trainings, {hours:.1f} hours of processes in all,"
-    yield "about a dozen at a time on one GPU through NVIDIA's multi-process service.\n"
+    yield "eleven to twenty at a time on one GPU through NVIDIA's multi-process service.\n"
     yield notes.strip() + "\n" if notes else ""
-    yield _RULES
+    yield "## What was asked for\n"
+    yield "\n".join(targets(runs)) + "\n"
+    yield _RULES.replace("RUNS", f"{name}-runs.json")
     yield "\n".join(tables(runs))
     yield "\n## Mamba4Rec less SASRec, same users\n"
-    yield "Paired bootstrap over users, 10,000 draws, of the mean over seeds.\n"
+    yield "Paired bootstrap over users, 10,000 draws, of each user's mean over seeds: the intervals hold the luck of"
+    yield "drawing users, not that of training, and are not corrected for there being thirty of them.\n"
     yield "\n".join(comparisons(runs, ranks))
     yield "\n## Trials\n\nNDCG@10 on the validation events, masked, one seed each; the first is what was trained anew."
     yield "\n".join(trials(runs))
-    yield "\n## Time\n\n| data | model | setting | s an epoch | s a training | peak, MiB |\n|---|---|---|---|---|---|"
+    yield "\n## Time in the runs\n\n| data | model | setting | s an epoch | s a training | peak, MiB |"
+    yield "|---|---|---|---|---|---|"
     for data in SETS:
         for model, kind, label in ROWS:
             if chosen := of(runs, data, model, kind):
@@ -203,18 +283,33 @@ def page(runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray], notes: s
                     f"| {data} | {NAMES[model]} | {label.partition(', ')[2]} | {mean['epoch_seconds']:.2f} "
                     f"| {mean['seconds']:.0f} | {mean['peak_mib']:,.0f} |"
                 )
-    yield "\nBeside other processes on the same GPU; an epoch alone on one is in the table of speeds."
+    yield "\nBeside other processes on the same GPU, evaluations in the peak: not how fast a model is."
+    if epochs:
+        yield "\n## An epoch of MovieLens-1M, alone on a GPU\n"
+        yield "\n".join(speeds(json.loads(epochs)))
+    if serving:  # the command's own lines: its machine first, then tables
+        first, *lines = [line for line in serving[serving.rindex("torch 2") :].splitlines() if not line.startswith("#")]
+        yield f"\n## The next event of a user, on a GPU\n\n{first.partition(', load')[0]}.\n"
+        top = next((i for i, line in enumerate(lines) if line.startswith("| items")), len(lines))
+        yield "\n".join(lines[:top]).strip() + "\n\nThe best ten of all items:\n"
+        yield "\n".join(lines[top:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--notes", type=Path)
+    parser.add_argument("--epochs", type=Path)
+    parser.add_argument("--serving", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     runs, ranks = read(options.folders)
-    text = "\n".join(page(runs, ranks, options.notes.read_text() if options.notes else "")) + "\n"
+    given = [path.read_text() if path else "" for path in (options.notes, options.epochs, options.serving)]
+    stem = options.output.stem if options.output else "recommendation"
+    text = "\n".join(page(runs, ranks, given[0], stem, *given[1:])) + "\n"
     if options.output:
+        lines = ",\n".join(json.dumps(kept(row)) for row in runs.values())
+        options.output.with_name(f"{stem}-runs.json").write_text(f"[\n{lines}\n]\n")
         options.output.write_text(text)
     else:
         print(text, end="")

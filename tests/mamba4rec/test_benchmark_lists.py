@@ -32,7 +32,9 @@ def runner(monkeypatch):
 
 def test_every_line_is_a_configuration_and_names_are_unlike(runner):
     jobs = [runner.Job.parse(text) for lines in runner.LISTS.values() for text in lines]
-    assert len({job.name for job in jobs}) == len(jobs) > 60
+    assert len(jobs) > 60
+    for lines in runner.LISTS.values():
+        assert len({runner.Job.parse(text).name for text in lines}) == len(lines)
     for job in jobs:
         first, *words = job.words
         if first.startswith("@"):
@@ -50,6 +52,19 @@ def test_both_models_have_the_same_trials(runner):
     assert mine and sorted(names) == sorted([*mine, *(name.replace("mamba4rec", "sasrec") for name in mine)])
 
 
+def test_the_presets_are_what_was_chosen_by_epochs_in_place_of_the_clock(runner):
+    clock = {"epochs": 1, "seconds": None}
+    for job in map(runner.Job.parse, runner.LISTS["chosen"]):
+        (data, model, _, seed), (first, *words) = job.name.split("/"), job.words
+        preset = f"{data}-sasrec" if model == "sasrec" else data
+        if preset not in ("sports-sasrec", "toys-sasrec", "video-games-sasrec"):
+            ran, now = load_config(first, words), load_config(preset, [f"seed={seed}"])
+            assert now.model == ran.model and now.task == ran.task and now.seed == ran.seed
+            assert now.data.fields["file"].endswith(f"/{ran.data.fields['file']}") or data == "ml-1m"
+            assert {**now.data.fields, "file": 0} == {**ran.data.fields, "file": 0}
+            assert now.train.model_copy(update=clock) == ran.train.model_copy(update=clock)
+
+
 def test_a_trial_is_picked_by_validation(runner):
     def row(name, valid, test):
         task = {"k": [10, 1], "select_by": "unseen", "select_metric": "NDCG"}
@@ -60,6 +75,31 @@ def test_a_trial_is_picked_by_validation(runner):
     assert runner.best_of(rows, "a/m/tune*")["name"] == "a/m/tune-2/y"
     assert runner.best_of(rows, "a/m/tune")["name"] == "a/m/tune/x" and runner.best_of(rows, "b/*") is None
     assert runner.merged(["p", "a=1", "seed=0", "a=2", "seed=1"]) == ["p", "a=2", "seed=1"]
+
+
+def test_the_page_never_puts_both_protocols_in_a_table(monkeypatch, tmp_path):
+    report = module("report", monkeypatch)
+    rng, runs, ranks = np.random.default_rng(0), {}, {}
+    task = {"k": [10], "select_by": "unseen", "select_metric": "NDCG"}
+    for model, value in (("mamba4rec", 0.31), ("sasrec", 0.05)):
+        for seed in (0, 1):
+            name = f"ml-1m/{model}/final/{seed}"
+            both = {
+                f"{kind}@10{end}": value + more for kind in report.KINDS for end, more in (("", 0), ("-unseen", 0.3))
+            }
+            runs[name] = {
+                "name": name, "words": ["ml-1m", f"seed={seed}"], "config": {"task": task}, "data": "f1", "test": both,
+                "valid": both, "parameters": 1234, "cut": False, "epochs": 3, "best_epoch": 2, "steps": 9,
+                "seconds": 4.0, "wall": 5.0, "epoch_seconds": 1.0, "peak_mib": 7, "device": "GPU",
+                "versions": {"torch": "2"},
+            }  # fmt: skip
+            ranks |= {f"{name}/{which}": rng.integers(1, 30, 40) for which in ("all", "unseen")}
+    page = "\n".join(report.page(runs, ranks, "", "x", "", ""))
+    plain, masked = page.split("### ml-1m: ")[1:]
+    assert ".3100 ± .0000" in plain and ".6100" not in plain and ".6100 ± .0000" in masked.partition("## ")[0]
+    assert "| ml-1m | masked | .3290, .1890 | .6100, .6100 | reached | .3500, .3500 | reached | 2 |" in page
+    assert "| ml-1m | unmasked | .3300, .1930 | .3100, .3100 | HR missed | .0500, .0500 | missed | 2 |" in page
+    assert json.loads(json.dumps(report.kept(runs["ml-1m/sasrec/final/0"])))["test"]["HR@10-unseen"] == 0.35
 
 
 @pytest.fixture
