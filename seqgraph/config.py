@@ -54,7 +54,8 @@ class TrainConfig(BaseModel):
         epochs: passes over the training split.
         max_steps: stop after this many steps, if that is sooner.
         seconds: train for about this long, evaluation included, if that is sooner; the schedule then follows the clock
-            and ends with it, so that how many epochs there are depends on the machine.
+            and ends with it, so that how many epochs there are depends on the machine. Wants ``epochs`` enough, and
+            ``warmup`` as a share.
         weights: start from those of a run, a checkpoint or other software's file instead of anew.
         lr: peak learning rate of AdamW.
         min_lr: learning rate at the end of the cosine or linear schedule.

@@ -66,7 +66,7 @@ ASKED = {
     ("sports", "-unseen"): (0.0569, 0.0323),
     ("toys", "-unseen"): (0.0970, 0.0580),
 }
-"""Of Mamba4Rec in the strong setting: HR@10 and NDCG@10 (issue 6)."""
+"""Of Mamba4Rec in the strong setting: HR@10 and NDCG@10, as asked for."""
 
 ROWS = (
     ("mamba4rec", "strong", "Mamba4Rec, strong"),

@@ -23,7 +23,7 @@ def is_first(args: Any, wide: Collection[str], *kind: object) -> bool:
     """
     given = {f.name: getattr(args, f.name) for f in fields(args) if f.name != "max_seqlen"}
     alike = tuple(
-        (name, v.dtype, _shape(name, v, wide, 1, 1), v.stride() if _is_wide(name, wide) else 0)
+        (name, v.dtype, _shape(name, v, wide, 1, 1), _strides(v) if _is_wide(name, wide) else 0)
         if isinstance(v, Tensor)
         else (name, v)
         for name, v in given.items()
@@ -47,9 +47,14 @@ def small(args: Arguments, wide: Collection[str], tokens: int, segments: int) ->
         elif isinstance(like, Tensor):
             shape = _shape(f.name, like, wide, tokens, segments)
             # Distances between rows decide which instructions load them.
-            strides = like.stride() if _is_wide(f.name, wide) else torch.empty(shape, device="meta").stride()
+            strides = _strides(like if _is_wide(f.name, wide) else torch.empty(shape, device="meta"))
             made[f.name] = torch.empty_strided(shape, strides, dtype=like.dtype, device=like.device).zero_()
     return replace(args, **made)
+
+
+def _strides(like: Tensor) -> tuple[int, ...]:
+    """Those of its rows; what does not lie in rows is copied before a kernel reads it."""
+    return like.stride() if like.stride(-1) == 1 else torch.empty(1, *like.shape[1:], device="meta").stride()
 
 
 def _is_wide(name: str, wide: Collection[str]) -> bool:

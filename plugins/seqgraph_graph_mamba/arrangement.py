@@ -50,6 +50,8 @@ def arrange_layers(
     """
     if names is not None:
         return [arrange(batch, priority, Chance(names, seed, layer, draws), **tokens) for layer in range(layers)]
+    if not layers or not batch.num_graphs:
+        return [arrange(batch, priority, Chance(), **tokens)] * layers
     found = arrange(batch, priority, Chance(draws=range(layers)), **tokens)
     length, sequences = len(found.node) // layers, (len(found.cu_seqlens) - 1) // layers
     shift = length * torch.arange(layers, dtype=torch.int32, device=batch.device)[:, None]

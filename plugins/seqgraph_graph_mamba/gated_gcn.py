@@ -61,7 +61,8 @@ class _Gated(torch.autograd.Function):
     """The update of nodes and the gates before their sigmoid, from what the linear layers make of both.
 
     Forwards and backwards by hand: the host needs longer to launch autograd's steps than a GPU for the work, so halves
-    are written side by side and gathered and added up in one launch. Half precision is added up in fp32.
+    are written side by side and gathered and added up in one launch. Half precision is added up in fp32. It can be
+    differentiated once.
     """
 
     @staticmethod

@@ -176,8 +176,8 @@ def fit(
         The counts at the end.
 
     Raises:
-        ConfigError: when the machine does not have the devices that are asked for, and for several processes with
-            ``train.seconds``.
+        ConfigError: when the machine does not have the devices that are asked for, and for several processes or a
+            warm-up in steps with ``train.seconds``.
         UserError: when the loss is not finite.
         Interrupted: when a signal came, or ``stop_after`` was reached; the state is saved.
         KeyboardInterrupt: when a second signal came; nothing is saved.
@@ -185,6 +185,8 @@ def fit(
     rank, world = shares(config)
     if config.seconds is not None and world > 1:
         raise ConfigError("train.seconds with several processes, whose clocks differ", "set train.epochs")
+    if config.seconds is not None and config.warmup >= 1:
+        raise ConfigError("train.seconds with a warm-up in steps", "set train.warmup to a share, below 1")
     progress = Progress.from_state(_mine(state, rank, world)) if state else Progress()
     loader = token_batches(
         data,

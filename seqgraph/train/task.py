@@ -16,7 +16,10 @@ Split = Literal["train", "valid", "test"]
 
 @runtime_checkable
 class Batch(Protocol):
-    """Anything that moves: a TokenStream, or a domain's own dataclass of tensors."""
+    """Anything that moves: a TokenStream, or a domain's own dataclass of tensors.
+
+    One that has ``pin_memory()`` is page-locked first, and its ``to`` gets ``non_blocking=True`` as well.
+    """
 
     def to(self, device: Any) -> Any: ...
 

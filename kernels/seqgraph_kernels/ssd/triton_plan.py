@@ -99,7 +99,7 @@ class Plan:
         arch = 90 if interpreting() else triton.runtime.driver.active.get_current_target().arch
         wide = max(self.BP, BN)
         long = 64 if arch // 10 in (9, 10) and wide <= 128 else 32
-        # Both are compiled at the first call, see triton_ready.
+        # Both are compiled at the first call, see ``ready``.
         self.chunk = min(long, SHORT if self.T <= SHORT_MEAN * self.S else 64)
         if precision == "tf32x3" and self.chunk < 64:
             self.chunk = 16
