@@ -392,7 +392,7 @@ def test_a_training_by_the_clock(toy_config, tmp_path):
         train(config, output=run, quiet=True, stop_after=4)
     train(config, output=run, resume=True, quiet=True)
     rows = log(run)
-    assert 1.2 < sum(row["seconds"] for row in rows) < 2.5 and len(rows) < 100_000
+    assert sum(row["seconds"] for row in rows) > 1.2 and len(rows) < 100_000
     rates = [row["lr"] for row in rows]
     assert rates[0] > 0.9 and rates == sorted(rates, reverse=True) and rates[-1] < 0.05
     assert "valid_mse" in rows[-1] and (run / "metrics.json").is_file()
@@ -400,6 +400,11 @@ def test_a_training_by_the_clock(toy_config, tmp_path):
     assert [timed_learning_rate(half, x) for x in (0.25, 0.5, 0.75, 1, 9)] == pytest.approx(
         [0.5, 1, 0.5, 0, 0], abs=1e-5
     )
+
+
+def test_a_warm_up_in_steps_has_no_place_on_a_clock(toy_config, tmp_path):
+    with pytest.raises(ConfigError, match="warm-up in steps"):
+        train(toy_config(train__seconds=1.0, train__warmup=5), output=tmp_path / "run", quiet=True)
 
 
 def test_a_stop_between_evaluations_is_saved(toy_config, tmp_path):
