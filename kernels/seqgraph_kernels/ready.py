@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from functools import lru_cache
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -21,17 +22,22 @@ def is_first(args: Any, wide: Collection[str], *kind: object) -> bool:
     Calls are alike if their ``kind`` is the same and their tensors differ in numbers of tokens and segments only: rows
     of the arguments named in ``wide`` (and of their ``_rev``) are tokens. ``max_seqlen`` does not count.
     """
-    given = {f.name: getattr(args, f.name) for f in fields(args) if f.name != "max_seqlen"}
-    alike = tuple(
-        (name, v.dtype, _shape(name, v, wide, 1, 1), _strides(v) if _is_wide(name, wide) else 0)
-        if isinstance(v, Tensor)
-        else (name, v)
-        for name, v in given.items()
-    )
-    key = (type(args), *kind, args.x.device, alike)
-    if interpreting() or key in _seen:
+    # On the way of every call: what can be known of the class is looked up once.
+    key: list[object] = [type(args), kind]
+    for name, is_wide in _names(cast(Any, type(args)), frozenset(wide)):
+        value = getattr(args, name)
+        if not isinstance(value, Tensor):
+            key.append(value)
+        elif is_wide:
+            key += (value.dtype, value.shape[1:], _strides(value))
+        elif name == "cu_seqlens":
+            key += (value.dtype, value.device)
+        else:
+            key += (value.dtype, value.shape[2:] if name == "initial_state" else value.shape)
+    found = tuple(key)
+    if interpreting() or found in _seen:
         return False
-    _seen.add(key)
+    _seen.add(found)
     return True
 
 
@@ -52,9 +58,15 @@ def small(args: Arguments, wide: Collection[str], tokens: int, segments: int) ->
     return replace(args, **made)
 
 
+@lru_cache
+def _names(kind: type, wide: frozenset[str]) -> list[tuple[str, bool]]:
+    return [(f.name, _is_wide(f.name, wide)) for f in fields(kind) if f.name != "max_seqlen"]
+
+
 def _strides(like: Tensor) -> tuple[int, ...]:
     """Those of its rows; what does not lie in rows is copied before a kernel reads it."""
-    return like.stride() if like.stride(-1) == 1 else torch.empty(1, *like.shape[1:], device="meta").stride()
+    strides = like.stride()
+    return strides if strides[-1] == 1 else torch.empty(1, *like.shape[1:], device="meta").stride()
 
 
 def _is_wide(name: str, wide: Collection[str]) -> bool:

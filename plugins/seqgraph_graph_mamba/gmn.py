@@ -211,6 +211,5 @@ class GMN(GraphModel):
     @property
     def columns_key(self) -> str | None:
         """As Graph-Mamba's."""
-        p = self.prioritizer
-        walks = "" if self.tokens is None else " walks"
-        return f"{p.order} {p.ties} {p.seed}{walks}" if isinstance(p.order, str) else None
+        key = self.prioritizer.key
+        return key if key is None or self.tokens is None else f"{key} walks"

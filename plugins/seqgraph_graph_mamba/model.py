@@ -147,9 +147,7 @@ class GraphMamba(GraphModel):
     @property
     def columns_key(self) -> str | None:
         """What the columns hang on beside the graphs; None for an order that is a function of the user's."""
-        p = self.prioritizer
-        scores = " scores" if p.keep_scores else ""
-        return f"{p.order} {p.ties} {p.seed}{scores}" if isinstance(p.order, str) else None
+        return self.prioritizer.key
 
     def node_order(self, batch: GraphBatch, draw: int = 0) -> Tensor:
         """Nodes in the token order of the first layer at inference, (V,) int64: what a picture should show.

@@ -205,6 +205,12 @@ class Prioritizer:
         self.order, self.ties, self.seed, self.keep_scores = order, ties, seed, keep_scores
         self._score = resolve_order(order)
 
+    @property
+    def key(self) -> str | None:
+        """What columns hang on beside the graphs; None for an order that is a function of the user's."""
+        scores = " scores" if self.keep_scores else ""
+        return f"{self.order} {self.ties} {self.seed}{scores}" if isinstance(self.order, str) else None
+
     def priority(self, batch: GraphBatch, training: bool) -> Priority:
         """The batch's groups: from its columns, or computed; an order that draws does so anew while training."""
         clustered = self.order == "cluster"

@@ -153,5 +153,4 @@ class PlusMamba(GraphModel):
     @property
     def columns_key(self) -> str | None:
         """As Graph-Mamba's."""
-        p = self.prioritizer
-        return f"{p.order} {p.ties} {p.seed}" if isinstance(p.order, str) else None
+        return self.prioritizer.key

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from seqgraph_kernels import ready, selective_scan
+from seqgraph_kernels.selective_scan.arguments import ScanArguments
 
 sys.path.insert(0, str(Path(__file__).parent))
 import launched
@@ -45,6 +46,24 @@ def test_compiles_within_its_budget(case, capability):
     for kernel in kernels:
         registers, stack = BUDGETS[case].get(kernel.name, UNNAMED)
         assert kernel.registers <= registers and kernel.stack <= stack and kernel.shared <= SHARED[capability], kernel
+
+
+def test_calls_are_alike_whatever_their_tokens(monkeypatch):
+    """Also where rows do not lie in rows: a stride that is the number of tokens is no new kind."""
+    monkeypatch.setattr(ready, "_seen", set())
+    from seqgraph_kernels.selective_scan.triton import WIDE  # imports triton, which may not be there
+
+    monkeypatch.setattr(ready, "interpreting", lambda: False)
+
+    def first(tokens, E=8, turned=False):
+        x = torch.empty(E, tokens).t() if turned else torch.empty(tokens, E)
+        given = [x, x, torch.empty(E, 4), torch.empty(tokens, 4), torch.empty(tokens, 4), *[None] * 11]
+        args = ScanArguments(*given, launched.borders(tokens, 1), False, "forward", "sum", tokens)
+        return ready.is_first(args, WIDE, "forward", False)
+
+    assert [first(10), first(20), first(1)] == [True, False, False]
+    assert first(10, turned=True) is False and first(20, turned=True) is False
+    assert first(10, E=9) is True
 
 
 def test_the_first_scan_compiles_for_all_shapes(monkeypatch):

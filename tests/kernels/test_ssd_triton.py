@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from seqgraph_kernels import ready, ssd
-from seqgraph_kernels.ssd import triton
 
 sys.path.insert(0, str(Path(__file__).parent))
 import launched
@@ -88,7 +87,7 @@ def test_compiles_within_its_registers(capability, name):
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter is on: nothing is compiled")
 def test_few_launches(monkeypatch):
     """One per kernel forward; backward two more walks and both projections."""
-    monkeypatch.setattr(triton, "is_first", lambda *_: False)
+    monkeypatch.setattr("seqgraph_kernels.ssd.triton.is_first", lambda *_: False)
     with launched.compiling(90) as compiled, launched.OnMeta():
         CALLS["bf16 both"]()
         forward = len(compiled)
