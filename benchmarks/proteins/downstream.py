@@ -34,7 +34,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.proteins.processes import end, environment, say, sharing, start, tail
+from benchmarks.processes import end, environment, say, sharing, start, tail
 
 # What one process does, the longest first
 GROUPS = (
@@ -222,7 +222,7 @@ def run_all(options: argparse.Namespace, began: float, shared: dict[str, str]) -
                 gpu = {"CUDA_VISIBLE_DEVICES": options.gpus[turn % len(options.gpus)]} if options.gpus else {}
                 turn += 1
                 command = [sys.executable, __file__, "one", "--out", str(folder / name / "job.json")]
-                running[name] = start(command, folder / name / "log.txt", {**env, **gpu})
+                running[name] = start(command, {**env, **gpu}, folder / name / "log.txt")
             time.sleep(0.1)
             running = {name: process for name, process in running.items() if process.poll() is None}
             if time.monotonic() > told + 5:
@@ -322,7 +322,7 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options.out.mkdir(parents=True, exist_ok=True)
-    with sharing(options.mps, options.work / ".mps") as shared:
+    with sharing(options.mps) as shared:
         run_all(options, began, shared)
 
 

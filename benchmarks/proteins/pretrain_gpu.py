@@ -33,7 +33,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.proteins.processes import end, environment, say, sharing, start, tail, wait
+from benchmarks.processes import end, environment, say, sharing, start, tail, wait
 
 BINS = ("loss_to_256", "loss_to_512", "loss_to_1024", "loss_to_2048", "loss_to_4096", "loss_over_4096")
 FAMILIES = ("lc-plm", "esm2")
@@ -316,10 +316,10 @@ def run_all(options: argparse.Namespace, began: float) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         say(folder / name / "job.json", job)
     waiting = [name for name in jobs if not _done(folder / name / "result.json")]
-    with sharing(options.mps, folder / ".mps") as shared:
+    with sharing(options.mps) as shared:
         env = {**environment(), **shared}
         commands = {n: [sys.executable, __file__, "one", "--work", str(folder / n)] for n in waiting}
-        processes = {n: start(command, folder / n / "log.txt", env) for n, command in commands.items()}
+        processes = {n: start(command, env, folder / n / "log.txt") for n, command in commands.items()}
         try:
             prepare(options.data, options.work)  # while they import
             if waiting and not (folder / "plan.json").is_file():

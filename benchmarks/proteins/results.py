@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--speed", type=Path, help="speed.json of downstream_speed.py")
     parser.add_argument("--speed-device", default="NVIDIA H100 80GB HBM3, bf16.", help="said above the speeds")
-    parser.add_argument("--embed", type=Path, help="what benchmarks/protein/embed.py printed")
+    parser.add_argument("--embed", type=Path, help="what benchmarks/proteins/embed.py printed")
     parser.add_argument("--note", default="", help="a sentence for the top of the page")
     parser.add_argument("--also", nargs="+", default=[], help="further commands to list: of speed and embed")
     parser.add_argument("--weights", type=Path, help="PRESET.tar of pretrain_gpu.py final")

@@ -1,7 +1,7 @@
 """Residues a second of ``seqgraph embed`` beside the bare encoder, and beside one protein at a time or padded batches.
 
-    python benchmarks/protein/embed.py                                       # a small model on the CPU
-    python benchmarks/protein/embed.py --device cuda --size 753M --precision bf16
+    python benchmarks/proteins/embed.py                                       # a small model on the CPU
+    python benchmarks/proteins/embed.py --device cuda --size 753M --precision bf16
     (with the repository, kernels/ and plugins/ on PYTHONPATH, or seqgraph installed)
 
 Random weights and proteins; lengths as in Swiss-Prot, more or less (log-normal, median 300, up to 8,192). The ways:
