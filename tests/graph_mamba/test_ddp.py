@@ -98,8 +98,10 @@ def test_two_processes_have_the_losses_of_one(strategy, device, tmp_path, monkey
     train(raw, output=tmp_path / "one", quiet=True)
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     assert len(one) == len(two) == 3 and one[0]["train_loss"] > 1.1 * one[-1]["train_loss"]
-    for mine, theirs in zip(one, two, strict=True):
-        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-5)
+    # A GPU adds up messages in any order: equal at first, and near after some steps of Adam.
+    near = [1e-5] * 3 if device == "cpu" else [1e-4, 1e-4, 1e-3]
+    for mine, theirs, bound in zip(one, two, near, strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=bound)
         # A bias in front of BatchNorm has no gradient but rounding, of which Adam makes whole steps: training does
         # not see them, evaluation by running statistics does, a little.
         assert mine == pytest.approx(theirs, rel=2e-2)
