@@ -28,8 +28,11 @@ class NextItemModel(Recommender, nn.Module):
     Attributes:
         assets: what :meth:`recommend` needs: "item_ids" (raw id of each row), "titles" (raw id to title),
             "max_history".
+        capturable: whether a step waits for nothing and depends on the lengths by tensors alone, so that a CUDA graph
+            can replay it.
     """
 
+    capturable = True
     layers: nn.ModuleList
 
     def __init__(

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from seqgraph_mamba4rec.readout import read_mixer
+
 NORM_EPS = 1e-12
 Placement = Literal["post", "pre"]
 
@@ -71,10 +73,10 @@ class Layer(nn.Module):
 
         ``max_seqlen``: no segment is longer than this, where the host knows it.
         """
-        mixed = self.mixer(self.enter(x), cu_seqlens, max_seqlen=max_seqlen)
-        if at is not None:
-            x, mixed = x.index_select(0, at), mixed.index_select(0, at)
-        return self.leave(x, mixed)
+        u = self.enter(x)
+        if at is None:
+            return self.leave(x, self.mixer(u, cu_seqlens, max_seqlen=max_seqlen))
+        return self.leave(x.index_select(0, at), read_mixer(self.mixer, u, cu_seqlens, at, max_seqlen))
 
     def enter(self, x: Tensor) -> Tensor:
         """What the mixer reads, of the tokens x (T, D)."""

@@ -34,6 +34,8 @@ class BiMamba4Rec(NextItemModel):
         dropout: on the embedding, the block's output and twice in the feed-forward part.
     """
 
+    capturable = False  # how many items are hidden is drawn
+
     def __init__(
         self,
         num_items: int,

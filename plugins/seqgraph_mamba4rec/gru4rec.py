@@ -23,6 +23,8 @@ class GRU4Rec(NextItemModel):
         dropout: on the embedding and between layers.
     """
 
+    capturable = False  # it pads to the longest history
+
     def __init__(
         self, num_items: int, d_model: int = 64, d_hidden: int = 128, n_layers: int = 1, dropout: float = 0.2
     ) -> None:

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 ChunkLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def softmax_loss(hidden: Tensor, weight: Tensor, target: Tensor, *, budget: int = 256 << 20) -> Tensor:
+def softmax_loss(
+    hidden: Tensor, weight: Tensor, target: Tensor, *, budget: int = 256 << 20, count: Tensor | None = None
+) -> Tensor:
     """Mean cross-entropy of ``softmax(hidden @ weight.T)`` without ever holding all the logits.
 
     The predictions are cut into chunks whose (chunk, V) logits fit the budget. A chunk's gradients are made while
@@ -25,13 +27,14 @@ def softmax_loss(hidden: Tensor, weight: Tensor, target: Tensor, *, budget: int 
         weight: item vectors, (V, D).
         target: the right items, (P,) int64.
         budget: bytes of fp32 logits held at once.
+        count: how many of the predictions count, from the first, () int64; None for all.
 
     Returns:
         Scalar, fp32 or wider; zero (with a gradient path) when P is 0. It can be differentiated once.
     """
     rows = max(1, budget // (4 * weight.shape[0]))
     with torch.autocast(hidden.device.type, enabled=False):
-        return _SoftmaxLoss.apply(_wide(hidden), _wide(weight), target, rows)
+        return _SoftmaxLoss.apply(_wide(hidden), _wide(weight), target, rows, count)
 
 
 def sampled_softmax_loss(
@@ -101,29 +104,33 @@ def _wide(x: Tensor) -> Tensor:
 
 class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, rows: int, count: Tensor | None) -> Tensor:
         total = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
+        counts = None if count is None else torch.arange(len(hidden), device=hidden.device)[:, None] < count
         grads = any(ctx.needs_input_grad)
         grad_h, grad_w = torch.zeros_like(hidden), torch.zeros_like(weight)
         for start in range(0, len(hidden), rows):
             h, t = hidden[start : start + rows], target[start : start + rows, None]
             logits = h @ weight.T  # (chunk, V)
             norm = logits.logsumexp(1, keepdim=True)
-            total += (norm - logits.gather(1, t)).sum()
+            lost = norm - logits.gather(1, t)
+            total += (lost if counts is None else lost * counts[start : start + rows]).sum()
             if grads:
                 p = logits.sub_(norm).exp_()
                 p = p.scatter_add_(1, t, -torch.ones_like(norm))
+                if counts is not None:
+                    p *= counts[start : start + rows]
                 grad_h[start : start + rows] = p @ weight
                 grad_w += p.T @ h
-        count = max(1, len(hidden))
-        ctx.save_for_backward(grad_h.div_(count), grad_w.div_(count))
-        return total / count
+        number: Any = max(1, len(hidden)) if count is None else count.clamp_min(1)
+        ctx.save_for_backward(grad_h.div_(number), grad_w.div_(number))
+        return total / number
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         grad_h, grad_w = ctx.saved_tensors
-        return grad * grad_h, grad * grad_w, None, None
+        return grad * grad_h, grad * grad_w, None, None, None
 
 
 class _ChunkedLoss(torch.autograd.Function):

@@ -42,17 +42,18 @@ class LinearRecurrentUnit(nn.Module):
         """(T, D) to (T, D), causal within the segments of cu_seqlens (S + 1,), however long."""
         real, imaginary = self.in_proj(x).float().chunk(2, -1)
         log_step = torch.complex(-self.nu_log.exp().float(), self.theta_log.exp().float())
-        h = recur(torch.complex(real, imaginary) * self.gamma_log.exp(), log_step, cu_seqlens)
+        h = recur(torch.complex(real, imaginary) * self.gamma_log.exp(), log_step, cu_seqlens, max_seqlen)
         return self.out_proj(torch.cat([h.real, -h.imag], -1).to(x.dtype)) + self.D * x
 
 
-def recur(x: Tensor, log_step: Tensor, cu_seqlens: Tensor) -> Tensor:
+def recur(x: Tensor, log_step: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
     """h[t] = exp(log_step) * h[t-1] + x[t] within each segment.
 
     Args:
         x: (T, N) complex.
         log_step: (N,) complex.
         cu_seqlens: segment borders, (S + 1,).
+        max_seqlen: no segment is longer than this, where the host knows it.
 
     Returns:
         (T, N) complex.
@@ -60,7 +61,7 @@ def recur(x: Tensor, log_step: Tensor, cu_seqlens: Tensor) -> Tensor:
     lengths = (cu_seqlens[1:] - cu_seqlens[:-1]).long()
     starts = torch.repeat_interleave(cu_seqlens[:-1].long(), lengths, output_size=len(x))
     position = torch.arange(len(x), device=x.device) - starts
-    longest = int(lengths.max()) if len(lengths) else 0
+    longest = max_seqlen if max_seqlen is not None else int(lengths.max()) if len(lengths) else 0
     reach = 1
     while reach < longest:  # h holds the sum over the last ``reach`` tokens
         past = torch.cat([torch.zeros_like(x[:reach]), x[:-reach]])

@@ -1,0 +1,177 @@
+"""A training step's loss and gradients as one replay of a CUDA graph.
+
+A step over some ten thousand tokens is a hundred small launches: the GPU waits for its host. A graph is one launch.
+Batches differ in size, so they are filled up: tokens to a multiple of 256, segments to a power of two. What is filled
+in makes segments of its own, which no other one sees, and no prediction of it counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from seqgraph.errors import ConfigError
+from seqgraph.stream import TokenStream
+
+Loss = Callable[[TokenStream, Tensor, Tensor], Tensor]
+
+_TOKENS, _MET, _MOST = 256, 3, 8
+"""Tokens come in multiples of the first; a size is recorded when it is met so often; and at most so many are."""
+
+
+class Size(NamedTuple):
+    """What a graph is recorded for: tokens, segments, longest segment, and the precision of products."""
+
+    tokens: int
+    segments: int
+    longest: int
+    half: torch.dtype | None
+
+
+def size_of(stream: TokenStream) -> Size | None:
+    """The size that a batch is filled up to; None without tokens, or with lengths that the host does not know."""
+    if not stream.num_tokens or not stream.max_seqlen:
+        return None
+    tokens = -(-stream.num_tokens // _TOKENS) * _TOKENS
+    more = -(-(tokens - stream.num_tokens) // stream.max_seqlen)
+    device = stream.device.type
+    half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    return Size(tokens, _power(stream.num_segments + more), _power(stream.max_seqlen), half)
+
+
+def _power(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+@dataclass
+class Filled:
+    """A batch in tensors that stay where they are.
+
+    Attributes:
+        size: what it holds.
+        values: item ids, (T,) int64; those beyond the batch are any items.
+        cu_seqlens: segment borders, (S + 1,) int32.
+        target: the right item of each token, (T,) int64.
+        count: tokens of the batch itself, () int64.
+    """
+
+    size: Size
+    values: Tensor
+    cu_seqlens: Tensor
+    target: Tensor
+    count: Tensor
+    steps: Tensor = field(repr=False)
+
+    @classmethod
+    def empty(cls, size: Size, device: torch.device) -> Filled:
+        """Room for batches of a size."""
+        items, target = torch.zeros(2, size.tokens, dtype=torch.int64, device=device)
+        steps = torch.arange(size.segments + 1, dtype=torch.int32, device=device)
+        return cls(
+            size, items, torch.zeros_like(steps), target, torch.zeros((), dtype=torch.int64, device=device), steps
+        )
+
+    def fill(self, stream: TokenStream, target: Tensor) -> None:
+        """Take a batch in, without waiting for the GPU."""
+        tokens, segments = stream.num_tokens, stream.num_segments
+        self.values[:tokens].copy_(stream.values)
+        self.target[:tokens].copy_(target)
+        self.cu_seqlens[: segments + 1].copy_(stream.cu_seqlens)
+        # Behind the batch segments no longer than its own, as long as there are tokens; empty ones then.
+        rest = self.steps[1 : len(self.steps) - segments]
+        torch.clamp(rest * (stream.max_seqlen or 1) + tokens, max=self.size.tokens, out=self.cu_seqlens[segments + 1 :])
+        self.count.fill_(tokens)
+
+    def stream(self) -> TokenStream:
+        """All of it."""
+        return TokenStream(self.values, self.cu_seqlens, self.values, max_seqlen=self.size.longest)
+
+
+class Captured:
+    """Loss and gradients of batches whose every token predicts, replayed where their size is a frequent one.
+
+    Args:
+        loss: of a stream (T,), the right items (T,) and the number of tokens that count, () int64; waits for nothing.
+        parameters: what it is differentiated by.
+    """
+
+    def __init__(self, loss: Loss, parameters: Iterable[nn.Parameter]) -> None:
+        self.loss, self.parameters = loss, [p for p in parameters if p.requires_grad]
+        if any(hasattr(p, "full_tensor") for p in self.parameters):
+            raise ConfigError("task.capture with weights that are spread over processes", "train.strategy=auto")
+        self.met: Counter[Size] = Counter()
+        self.graphs: dict[Size, Recorded] = {}
+
+    def __call__(self, stream: TokenStream, target: Tensor) -> Tensor | None:
+        """The batch's loss, with its gradients behind it; None where its size has not been met often enough."""
+        size = size_of(stream)
+        if size is None:
+            return None
+        if size not in self.graphs:
+            self.met[size] += 1
+            if self.met[size] < _MET or len(self.graphs) >= _MOST:
+                return None
+            room = Filled.empty(size, stream.device)
+            room.fill(stream, target)
+            self.graphs[size] = self._record(room)
+        recorded = self.graphs[size]
+        recorded.room.fill(stream, target)
+        return _Replay.apply(recorded, *self.parameters)
+
+    def run(self, room: Filled) -> tuple[Tensor, list[Tensor | None]]:
+        """Loss and gradients, as a graph records them."""
+        half = room.size.half
+        # A weight that autocast has kept in bf16 would be in the graph as it is now.
+        with torch.autocast(room.values.device.type, half, enabled=half is not None, cache_enabled=False):
+            loss = self.loss(room.stream(), room.target, room.count)
+        return loss.detach(), list(torch.autograd.grad(loss, self.parameters, allow_unused=True))
+
+    def _record(self, room: Filled) -> Recorded:
+        # The graphs share their memory: one is read out before the next is replayed.
+        pool = next((one.graph.pool() for one in self.graphs.values()), None)
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with torch.random.fork_rng(devices=[room.values.device]):
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):  # kernels are compiled, and libraries started, before anything is recorded
+                for _ in range(2):
+                    self.run(room)
+            torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(graph, pool=pool):
+            loss, grads = self.run(room)
+        return Recorded(graph, room, loss, grads)
+
+
+@dataclass
+class Recorded:
+    """A graph, the batch that it reads, and what it writes; the gradients are those of the last of its replays."""
+
+    graph: torch.cuda.CUDAGraph
+    room: Filled
+    loss: Tensor
+    grads: list[Tensor | None]
+    replays: int = 0
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recorded: Recorded, *parameters: Tensor) -> Tensor:
+        recorded.graph.replay()
+        recorded.replays += 1
+        ctx.recorded, ctx.number = recorded, recorded.replays
+        return recorded.loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        recorded: Recorded = ctx.recorded
+        if recorded.replays != ctx.number:
+            raise RuntimeError("another batch has been through the model since: go back after each step")
+        used = [g for g in recorded.grads if g is not None]
+        scaled = iter(torch._foreach_mul(used, grad))
+        return None, *(None if g is None else next(scaled) for g in recorded.grads)

@@ -1,0 +1,187 @@
+"""Steps as CUDA graphs: what is filled in changes nothing, gradients come back once, replays train alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from seqgraph.errors import ConfigError
+from seqgraph.stream import TokenStream
+from seqgraph_mamba4rec.captured import Captured, Filled, Recorded, size_of
+from seqgraph_mamba4rec.gru4rec import GRU4Rec
+from seqgraph_mamba4rec.histories import HistoryBatch
+from seqgraph_mamba4rec.lru import LRURec
+from seqgraph_mamba4rec.model import Mamba4Rec
+from seqgraph_mamba4rec.sasrec import SASRec
+from seqgraph_mamba4rec.task import NextItem
+
+ITEMS = 29
+MODELS = {
+    "s6": lambda: Mamba4Rec(ITEMS, d_model=16, d_state=8, n_layers=2, dropout=0.0),
+    "ssd": lambda: Mamba4Rec(ITEMS, d_model=16, d_state=16, mixer="ssd", headdim=16, dropout=0.0),
+    "sasrec": lambda: SASRec(ITEMS, d_model=16, dropout=0.0, max_length=70),
+    "lru": lambda: LRURec(ITEMS, d_model=16, dropout=0.0),
+}
+
+
+def batch(lengths, seed=0, device="cpu"):
+    g = torch.Generator().manual_seed(seed)
+    items = torch.randint(ITEMS, (2, sum(lengths)), generator=g)
+    stream = TokenStream.from_lengths(items[0], lengths, source=items[0])
+    return HistoryBatch(stream, torch.arange(sum(lengths)), items[1]).to(device)
+
+
+def task(name, **options):
+    torch.manual_seed(1)
+    return NextItem(MODELS[name](), **options)
+
+
+def of(module):
+    return [p.grad.clone() for p in module.parameters()]
+
+
+@pytest.mark.parametrize("lengths", [[70, 3, 1, 60], [1], [7] * 36 + [4], [64, 64, 64, 64], [5, 0, 6]])
+def test_a_size_has_room(lengths):
+    stream = batch(lengths).stream
+    size = size_of(stream)
+    room = Filled.empty(size, torch.device("cpu"))
+    room.fill(stream, stream.values)
+    assert size.tokens % 256 == 0 and size.tokens - stream.num_tokens < 256
+    full = room.stream().validate()  # rising borders up to its last token, nothing longer than the longest
+    assert int(full.lengths.max()) <= max(lengths)
+    assert full.cu_seqlens[: len(lengths) + 1].tolist() == stream.cu_seqlens.tolist()
+
+
+@pytest.mark.parametrize("stream", [batch([]).stream, batch([0, 0]).stream])
+def test_nothing_has_no_size(stream):
+    assert size_of(stream) is None
+
+
+def test_lengths_that_the_host_does_not_know_have_no_size():
+    stream = batch([3, 4]).stream
+    assert size_of(TokenStream(stream.values, stream.cu_seqlens, stream.source)) is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_filled_in_changes_neither_loss_nor_gradients(name):
+    one = task(name)
+    captured = Captured(one._counted, one.parameters())
+    first, second = batch([70, 30, 1, 40, 70]), batch([66, 5, 9, 2, 60], seed=3)
+    room = Filled.empty(size_of(first.stream), torch.device("cpu"))
+    for given in (first, second):  # the second finds the first's items behind its own
+        room.fill(given.stream, given.target)
+        loss, grads = captured.run(room)
+        one.zero_grad()
+        wanted = one.training_step(given)["loss"]
+        wanted.backward()
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+        for ours, theirs in zip(grads, of(one), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-4)
+
+
+@dataclass
+class Again:
+    """Stands for a graph: runs everything again, into the tensors that it gave first."""
+
+    captured: Captured
+    room: Filled
+    given: tuple
+
+    def pool(self):
+        return None
+
+    def replay(self):
+        with torch.enable_grad():
+            loss, grads = self.captured.run(self.room)
+        self.given[0].copy_(loss)
+        for old, new in zip(self.given[1], grads, strict=True):
+            old.copy_(new)
+
+
+@pytest.fixture
+def without_a_gpu(monkeypatch):
+    def record(self, room):
+        given = self.run(room)
+        return Recorded(Again(self, room, given), room, *given)
+
+    monkeypatch.setattr(Captured, "_record", record)
+
+
+def test_gradients_arrive_once_and_are_scaled(without_a_gpu):
+    one = task("s6")
+    captured = Captured(one._counted, one.parameters())
+    given = batch([30, 20, 10])
+    assert captured(given.stream, given.target) is None and captured(given.stream, given.target) is None
+    one.zero_grad()
+    one.training_step(given)["loss"].backward()
+    wanted = of(one)
+    for times in (1, 2):  # gradients add up over batches, and none is the graph's own tensor
+        if times == 1:
+            one.zero_grad()
+        (captured(given.stream, given.target) * 0.5).backward()
+        for ours, theirs in zip(of(one), wanted, strict=True):
+            torch.testing.assert_close(ours, theirs * 0.5 * times, atol=2e-6, rtol=1e-4)
+
+
+def test_a_loss_cannot_go_back_after_another_batch(without_a_gpu):
+    one = task("s6")
+    captured, given = Captured(one._counted, one.parameters()), batch([30, 20, 10])
+    losses = [captured(given.stream, given.target) for _ in range(4)]
+    losses[3].backward()
+    with pytest.raises(RuntimeError, match="another batch"):
+        losses[2].backward()
+
+
+def test_few_graphs_are_kept(without_a_gpu):
+    one = task("s6")
+    captured = Captured(one._counted, one.parameters())
+    for length in range(1, 65):
+        for _ in range(3):
+            given = batch([length] * (600 // length))
+            captured(given.stream, given.target)
+    assert len(captured.graphs) <= 8 < len(captured.met)
+
+
+def test_on_a_cpu_nothing_is_recorded():
+    one, given = task("s6", capture=True), batch([30, 20, 10])
+    for _ in range(5):
+        one.training_step(given)["loss"].backward()
+    assert one._captured is None
+
+
+@pytest.mark.parametrize("options", [{"loss": "gbce"}, {"loss": "sampled-softmax"}])
+def test_other_losses_are_refused(options):
+    with pytest.raises(ConfigError, match="capture"):
+        task("s6", capture=True, **options)
+
+
+def test_a_model_that_pads_is_refused():
+    with pytest.raises(ConfigError, match="GRU4Rec"):
+        NextItem(GRU4Rec(ITEMS), capture=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_replays_train_as_steps_do(name, half):
+    """Twelve steps of AdamW over batches of several sizes, captured and not."""
+    batches = [batch([40 + 3 * (i % 4), 64, 64, 20 + i], seed=i, device="cuda") for i in range(12)]
+    ends = []
+    for capture in (False, True):
+        one = task(name, capture=capture).cuda()
+        optimizer = torch.optim.AdamW(one.parameters(), lr=3e-3)
+        losses = []
+        for given in batches:
+            with torch.autocast("cuda", torch.bfloat16, enabled=half):
+                loss = one.training_step(given)["loss"]
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+        ends.append(torch.tensor(losses))
+        assert capture == bool(one._captured and one._captured.graphs)
+    torch.testing.assert_close(*ends, atol=2e-2 if half else 2e-4, rtol=0)
+    assert ends[0][-1] < ends[0][0]
