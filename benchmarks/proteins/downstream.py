@@ -6,8 +6,8 @@
 
 ``pack`` copies what the tasks read, and of Swiss-Prot only proteins of the task on function. ``table`` measures every
 model on every task, some dozen processes at once, each a model and some tasks: the trained models of ``--final`` (the
-folder of ``pretrain_gpu.py final``; the first ``--seeds`` of each), the same shapes with random weights, and features
-that need no model. With ``--stage-two`` the best LC-PLM also learns from SHS27k's training interactions of a split
+folder of ``pretrain_gpu.py final``; the first ``--seeds`` of each), the same presets with random weights, and features
+that need no model. ``--untrained PRESET ...`` measures the latter two alone, before anything is trained. With ``--stage-two`` the best LC-PLM also learns from SHS27k's training interactions of a split
 (``lc-plm-g-8m``) and is probed on that split, alone and beside neighbours. Every process writes what it has after each
 task; what is not ready after ``--limit`` seconds is missing. ``--resume`` leaves out what WORK has. OUT gets rows.json
 and table.md.
@@ -103,7 +103,7 @@ def rows_of(task: str, job: dict[str, Any], path: str) -> list[dict[str, Any]]:
     from seqgraph_lc_plm.models import open_model
     from seqgraph_lc_plm.probes import pairs
     from seqgraph_lc_plm.probes import tasks as how
-    from seqgraph_lc_plm.probes.features import Embeddings, random_twin
+    from seqgraph_lc_plm.probes.features import Embeddings
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # cuDNN makes a plan for each shape of a batch, and no two batches are alike.
@@ -111,8 +111,8 @@ def rows_of(task: str, job: dict[str, Any], path: str) -> list[dict[str, Any]]:
     root, limit, tokens, bf16 = Path(job["data"]), job["examples"], job["tokens"], device == "cuda"
     named = []
     if job["kind"] != SIMPLE:
-        network = open_model(path, device)
-        named = [(job["name"], random_twin(network) if job["kind"] == "random" else network)]
+        network = untrained(job["model"], device) if job["kind"] == "random" else open_model(path, device)
+        named = [(job["name"], network)]
     cache = Path(job["cache"])
     sources = [Embeddings(network, name, cache=cache, max_tokens=tokens, bf16=bf16) for name, network in named]
     same: dict[str, Any] = {"limit": limit, "simple": job["kind"] == SIMPLE}
@@ -139,6 +139,18 @@ def rows_of(task: str, job: dict[str, Any], path: str) -> list[dict[str, Any]]:
     return [{**asdict(row), **about} for row in rows]
 
 
+def untrained(preset: str, device: str) -> Any:
+    """The model of a preset with the weights that training would begin with."""
+    import torch
+
+    import seqgraph as sg
+    from seqgraph.config import load_config
+
+    config = load_config(preset)
+    torch.manual_seed(0)
+    return sg.create_model(config.model.name, **config.model.fields).to(device).eval()
+
+
 def second_stage(job: dict[str, Any], folder: Path) -> str:
     """Train on the interactions of a split's training part, from a model's weights; the run."""
     import seqgraph as sg
@@ -157,9 +169,9 @@ def second_stage(job: dict[str, Any], folder: Path) -> str:
 
 # ---------------------------------------------------------------------- all of them
 def models_of(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What is measured: simple features, the trained models, and each shape with random weights."""
-    found: dict[str, list[tuple[bool, float, int, str]]] = {}
-    for file in sorted(options.final.glob("*/result.json")):
+    """What is measured: simple features, the trained models, and each preset with random weights."""
+    found: dict[str, list[tuple[bool, float, int, str]]] = {preset: [] for preset in options.untrained or ()}
+    for file in sorted(options.final.glob("*/result.json")) if options.untrained is None else ():
         result, run = json.loads(file.read_text()), file.parent / "run"
         if (run / "best").is_dir() or (run / "last").is_dir():
             loss = result["valid"].get("loss", float("inf"))
@@ -167,12 +179,12 @@ def models_of(options: argparse.Namespace) -> list[dict[str, Any]]:
             found.setdefault(result["preset"], []).append(one_of)
     if not found:
         sys.exit(f"{options.final} holds no trained model: pretrain_gpu.py final makes them")
-    models: list[dict[str, Any]] = [{"model": SIMPLE, "kind": SIMPLE, "seed": None, "path": ""}]
+    models: list[dict[str, Any]] = []
     for preset, runs in found.items():
         runs.sort()
         models += [{"model": preset, "kind": "trained", "seed": r[2], "path": r[3]} for r in runs[: options.seeds]]
-        models.append({"model": preset, "kind": "random", "seed": 0, "path": runs[0][3]})
-    return models
+    models += [{"model": preset, "kind": "random", "seed": 0, "path": ""} for preset in found]
+    return [*models, {"model": SIMPLE, "kind": SIMPLE, "seed": None, "path": ""}]
 
 
 def jobs_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -185,7 +197,8 @@ def jobs_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }  # fmt: skip
     jobs: dict[str, dict[str, Any]] = {}
     if options.stage_two and "interactions" in options.tasks:
-        first = next((m for m in models if m["model"].startswith("lc-plm") and m["kind"] == "trained"), None)
+        preset = f"lc-plm-{options.size}"
+        first = next((m for m in models if m["model"] == preset and m["kind"] == "trained"), None)
         for split in options.splits if first is not None else ():
             seed = options.split_seeds[0]
             more = {"tasks": ["interactions"], "splits": [split], "split_seeds": [seed], "name": "stage two"}
@@ -289,6 +302,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--proteins", type=int, default=24_000, help="pack: training proteins for the task on function")
     parser.add_argument("--final", type=Path, default=Path("/tmp/work/protein/final"), help="folder of trained models")
+    parser.add_argument("--untrained", nargs="+", metavar="PRESET", help="random weights of these and features alone")
     parser.add_argument("--work", type=Path, default=Path("/tmp/work/protein"), help="folder of rows and embeddings")
     parser.add_argument("--seeds", type=int, default=2, help="trained models of each preset, the best first")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
