@@ -7,7 +7,8 @@
 ``pack`` copies what the tasks read, and of Swiss-Prot only proteins of the task on function. ``table`` measures every
 model on every task, some dozen processes at once, each a model and some tasks: the trained models of ``--final`` (the
 folder of ``pretrain_gpu.py final``; the first ``--seeds`` of each), the same presets with random weights, and features
-that need no model. ``--untrained PRESET ...`` measures the latter two alone, before anything is trained. With ``--stage-two`` the best LC-PLM also learns from SHS27k's training interactions of a split
+that need no model. ``--untrained PRESET ...`` measures the latter two alone, before anything is trained. With
+``--stage-two`` the best LC-PLM of ``--size`` also learns from SHS27k's training interactions of a split
 (``lc-plm-g-8m``) and is probed on that split, alone and beside neighbours. Every process writes what it has after each
 task; what is not ready after ``--limit`` seconds is missing. ``--resume`` leaves out what WORK has. OUT gets rows.json
 and table.md.
