@@ -62,7 +62,7 @@ def test_the_penalty_is_chosen_by_the_validation_rows(monkeypatch):
     x, y = draw.normal(size=(40, 30)).astype(np.float32), draw.integers(2, size=40)  # nothing to be learnt
     held = draw.normal(size=(200, 30)).astype(np.float32), draw.integers(2, size=200)
     assert fit_best((x, y), held, penalties=(1e-4, 1e-2, 10.0)).penalty == 10.0
-    monkeypatch.setattr("seqgraph_lc_plm.probes.linear._ROWS", 7)
+    monkeypatch.setattr("seqgraph_lc_plm.probes.linear._ROWS", {"cpu": 7})
     chunked = fit(x, y, penalty=0.1)
     monkeypatch.undo()
     assert torch.allclose(chunked.weight, fit(x, y, penalty=0.1).weight, atol=1e-3)
