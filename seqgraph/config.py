@@ -76,6 +76,9 @@ class TrainConfig(BaseModel):
         devices: processes; more than one through ``torchrun``, which sets this itself.
         strategy: how several processes share the work; "auto" is "ddp".
         workers: processes that prepare batches; 0 prepares them in the training process.
+        replay: epochs for which the same examples stay together in batches, in an order of its own each, 0 for one.
+            All batches stay in memory, and on a GPU the step of each is recorded the first time as a CUDA graph and
+            replayed in the other epochs, which spares the host the launching of kernels. Random numbers are drawn anew.
         deterministic: ask torch for deterministic algorithms (slower on a GPU).
     """
 
@@ -104,6 +107,7 @@ class TrainConfig(BaseModel):
     devices: PositiveInt = 1
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     workers: NonNegativeInt = 0
+    replay: NonNegativeInt = 0
     deterministic: bool = False
 
     @field_validator("precision", mode="before")

@@ -16,7 +16,10 @@ _POOL = 64
 
 
 class BatchKey(NamedTuple):
-    """Which examples make a batch, and which batch of which epoch it is (what its randomness is seeded by)."""
+    """Which examples make a batch, and which batch of which epoch it is (what its randomness is seeded by).
+
+    Where batches are kept for some epochs, ``epoch`` counts the times that they were made anew.
+    """
 
     epoch: int
     number: int
@@ -36,6 +39,8 @@ class TokenBatches:
     is a single example and they do not divide by the processes, the smallest are joined, above the budget. An empty
     example counts as one token.
 
+    With ``keep`` above 1 the batches are made anew only every so many epochs; each epoch has its own order of them.
+
     Args:
         lengths: tokens of each example, (n,).
         max_tokens: the budget.
@@ -44,6 +49,7 @@ class TokenBatches:
         buckets: whether shuffled batches hold examples of like length; see ``Dataset.length_buckets``.
         seed: of the order.
         draw: the examples of an epoch, distinct indices by its number; None for all in each.
+        keep: epochs for which the same examples stay together.
         rank: this process.
         world: the number of processes.
         name: what the examples are, for the error messages.
@@ -63,6 +69,7 @@ class TokenBatches:
         buckets: bool = True,
         seed: int = 0,
         draw: Callable[[int], Sequence[int] | np.ndarray] | None = None,
+        keep: int = 1,
         rank: int = 0,
         world: int = 1,
         name: str = "examples",
@@ -76,10 +83,11 @@ class TokenBatches:
             raise ConfigError("max_tokens and max_items must be at least 1")
         self.max_tokens, self.max_items = max_tokens, max_items
         self.shuffle, self.buckets, self.seed, self.rank, self.world = shuffle, buckets, seed, rank, world
-        self.draw = draw
+        self.draw, self.keep = draw, keep
         self.epoch, self.position = 0, 0
         self.limit: int | None = None
-        self._plan: tuple[int, list[np.ndarray]] | None = None
+        self._made: tuple[int, list[np.ndarray]] | None = None
+        self._order: tuple[int, np.ndarray] | None = None
 
     def seek(self, epoch: int, position: int = 0) -> None:
         """Go to a batch of this process's share of an epoch; the next iteration begins there."""
@@ -118,7 +126,7 @@ class TokenBatches:
 
     def lengths_of(self, position: int) -> np.ndarray:
         """Tokens of each example in one of this process's batches of the epoch."""
-        return self.lengths[self._batches(self.epoch)[position * self.world + self.rank]]
+        return self.lengths[self._batches(self.epoch)[self._number(position)]]
 
     def __len__(self) -> int:
         """Batches that the next iteration gives: from the position to the end, or to ``limit``."""
@@ -127,23 +135,34 @@ class TokenBatches:
     def __iter__(self) -> Iterator[BatchKey]:
         batches, epoch = self._batches(self.epoch), self.epoch
         for step in range(self.position, self._end()):
-            number = step * self.world + self.rank
-            yield BatchKey(epoch, number, batches[number].tolist())
+            number = self._number(step, epoch)
+            yield BatchKey(epoch // self.keep, number, batches[number].tolist())
 
     def _end(self) -> int:
         total = self.total()
         return total if self.limit is None else min(total, self.limit)
 
+    def _number(self, position: int, epoch: int | None = None) -> int:
+        """Which of all batches one of this process's is."""
+        place, epoch = position * self.world + self.rank, self.epoch if epoch is None else epoch
+        if self.keep == 1 or not self.shuffle:
+            return place
+        if self._order is None or self._order[0] != epoch:
+            generator = np.random.default_rng([self.seed, epoch // self.keep, epoch])
+            self._order = (epoch, generator.permutation(len(self._batches(epoch))))
+        return int(self._order[1][place])
+
     def _batches(self, epoch: int) -> list[np.ndarray]:
         """All batches of an epoch, of all processes."""
-        key = epoch if self.shuffle or self.draw else 0
-        if self._plan is None or self._plan[0] != key:
-            self._plan = (key, self._make(key))
-        return self._plan[1]
+        key = epoch // self.keep if self.shuffle or self.draw else 0
+        if self._made is None or self._made[0] != key:
+            self._made = (key, self._make(key))
+        return self._made[1]
 
-    def _make(self, epoch: int) -> list[np.ndarray]:
-        order = self._drawn(epoch)
-        generator = np.random.default_rng([self.seed, epoch])
+    def _make(self, turn: int) -> list[np.ndarray]:
+        """The batches of an epoch, or of the epochs that they are kept for."""
+        order = self._drawn(turn)
+        generator = np.random.default_rng([self.seed, turn])
         if self.shuffle:
             generator.shuffle(order)
         if self.shuffle and self.buckets:
@@ -156,12 +175,12 @@ class TokenBatches:
             batches = [batches[i] for i in generator.permutation(len(batches))]
         return batches
 
-    def _drawn(self, epoch: int) -> np.ndarray:
+    def _drawn(self, turn: int) -> np.ndarray:
         if self.draw is None:
             return np.arange(len(self.lengths))
-        order = np.array(self.draw(epoch), dtype=np.int64)
+        order = np.array(self.draw(turn), dtype=np.int64)
         if len(order) < self.world:
-            raise ConfigError(f"epoch {epoch + 1} has {len(order)} examples for {self.world} processes")
+            raise ConfigError(f"epoch {turn * self.keep + 1} has {len(order)} examples for {self.world} processes")
         return order
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
@@ -222,6 +241,7 @@ def token_batches(
     max_items: int | None = None,
     shuffle: bool = False,
     seed: int = 0,
+    keep: int = 1,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
@@ -242,6 +262,7 @@ def token_batches(
         buckets=getattr(data, "length_buckets", True),
         seed=seed,
         draw=None if draw is None or draw(split, 0, seed) is None else lambda epoch: draw(split, epoch, seed),
+        keep=keep,
         rank=rank,
         world=world,
         name=f"examples in the {split} split",

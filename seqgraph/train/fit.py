@@ -26,11 +26,12 @@ from torch.utils.data import DataLoader
 
 from seqgraph.config import TrainConfig
 from seqgraph.errors import ConfigError
-from seqgraph.train.batching import TokenBatches, token_batches
+from seqgraph.train.batching import BatchKey, TokenBatches, token_batches
 from seqgraph.train.callbacks import Conductor, Stop
 from seqgraph.train.console import Console
 from seqgraph.train.evaluation import sums_of
 from seqgraph.train.optimize import learning_rate, parameter_groups, timed_learning_rate, undecayed
+from seqgraph.train.replay import CudaRecorder, Replays, check, own_stream
 from seqgraph.train.state import Interrupted, Progress
 from seqgraph.train.store import RunFolder
 from seqgraph.train.task import Dataset, Task
@@ -48,9 +49,19 @@ class Module(LightningModule):
         loader: the training batches.
         progress: counts the steps.
         world: the number of processes.
+        say: tells a person of a step that cannot be replayed.
     """
 
-    def __init__(self, task: Task, config: TrainConfig, loader: DataLoader, progress: Progress, *, world: int) -> None:
+    def __init__(
+        self,
+        task: Task,
+        config: TrainConfig,
+        loader: DataLoader,
+        progress: Progress,
+        *,
+        world: int,
+        say: Callable[[str], None] = print,
+    ) -> None:
         super().__init__()
         self.task, self.settings, self.loader, self.progress = task, config, loader, progress
         self.parts, self.sharded = world * config.accumulate, config.strategy == "fsdp"
@@ -59,6 +70,10 @@ class Module(LightningModule):
         self.total_steps = min(steps, config.max_steps or steps)
         self.stepped, self.norm = False, torch.zeros(())
         self.elapsed: Callable[[], float] = lambda: 0.0  # seconds of training; the conductor has the clock
+        self.say = say
+        self.replays: Replays | None = None
+        # a step that is replayed is no call of Lightning's
+        self.automatic_optimization = not config.replay
         self._sizes: list[Tensor] = []
         self._clipped: list[nn.Parameter] | None = None
 
@@ -89,17 +104,42 @@ class Module(LightningModule):
 
     def train_dataloader(self) -> DataLoader:
         """Asked for again at the start of each epoch: epochs differ in their number of batches."""
-        return self.loader
+        if self.automatic_optimization:
+            return self.loader
+        return DataLoader(_Keys(), None, sampler=self.loader.sampler, generator=self.loader.generator)  # type: ignore[arg-type]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Batches move themselves: from page-locked memory, where they can, the host need not wait for the GPU."""
+        if isinstance(batch, BatchKey):
+            return batch
         there = getattr(batch, "device", torch.device("cpu"))
         if device.type == "cuda" and there.type == "cpu" and hasattr(batch, "pin_memory"):
             return batch.pin_memory().to(device, non_blocking=True)
         return batch.to(device)
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """One batch."""
+        """One batch. For the name of one whose step may be replayed all is done here, the optimiser's step too."""
+        if self.automatic_optimization:
+            return self.forward_step(batch)
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        outputs = self._replays().step(batch)
+        self.on_before_optimizer_step(optimizer)
+        self.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        return outputs
+
+    def _replays(self) -> Replays:
+        if self.replays is None:
+            recorder = CudaRecorder(self.device) if self.device.type == "cuda" else None
+            parameters = list(self.task.parameters())
+            self.replays = Replays(self._batch, self.forward_step, parameters, recorder=recorder, say=self.say)
+        return self.replays
+
+    def _batch(self, key: BatchKey) -> Any:
+        return self.transfer_batch_to_device(self.loader.dataset[key], self.device, 0)
+
+    def forward_step(self, batch: Any) -> dict[str, Tensor]:
+        """The loss of one batch, and what is logged of it."""
         output = dict(self.task.training_step(batch))
         loss = output["loss"]
         size = _beside(output.pop("size", 1), loss)
@@ -133,6 +173,13 @@ class Module(LightningModule):
             self._clipped = list(self.task.parameters())
         norm = nn.utils.clip_grad_norm_(self._clipped, self.settings.clip or math.inf)
         self.norm = norm.full_tensor() if self.sharded else norm  # type: ignore[attr-defined]
+
+
+class _Keys(torch.utils.data.Dataset):
+    """Batches' names in the place of batches."""
+
+    def __getitem__(self, key: Any) -> Any:
+        return key
 
 
 def _beside(size: Any, loss: Tensor) -> Tensor:
@@ -176,8 +223,8 @@ def fit(
         The counts at the end.
 
     Raises:
-        ConfigError: when the machine does not have the devices that are asked for, and for several processes or a
-            warm-up in steps with ``train.seconds``.
+        ConfigError: when the machine does not have the devices that are asked for, for several processes or a
+            warm-up in steps with ``train.seconds``, and for what ``train.replay`` does not go with.
         UserError: when the loss is not finite.
         Interrupted: when a signal came, or ``stop_after`` was reached; the state is saved.
         KeyboardInterrupt: when a second signal came; nothing is saved.
@@ -187,6 +234,7 @@ def fit(
         raise ConfigError("train.seconds with several processes, whose clocks differ", "set train.epochs")
     if config.seconds is not None and config.warmup >= 1:
         raise ConfigError("train.seconds with a warm-up in steps", "set train.warmup to a share, below 1")
+    check(config, world)
     progress = Progress.from_state(_mine(state, rank, world)) if state else Progress()
     loader = token_batches(
         data,
@@ -195,6 +243,7 @@ def fit(
         max_items=config.max_items,
         shuffle=True,
         seed=seed,
+        keep=max(1, config.replay),
         rank=rank,
         world=world,
         workers=config.workers,
@@ -206,14 +255,14 @@ def fit(
     if len(data.split("valid")):
         tokens = config.eval_tokens or config.max_tokens
         valid = token_batches(data, "valid", tokens, max_items=config.max_items, rank=rank, world=world)
-    module = Module(task, config, loader, progress, world=world)
+    module = Module(task, config, loader, progress, world=world, say=console.line)
     conductor = Conductor(module, valid, folder, console, state=state, stop_after=stop_after)
     if conductor.finished:
         return progress
     conductor.limit()
     if world > 1:
         atexit.register(_leave_group)
-    with _quiet():
+    with _quiet(), own_stream(bool(config.replay) and device_type(config) == "cuda"):
         trainer = Trainer(
             **_trainer_arguments(config), max_epochs=config.epochs - progress.epoch, callbacks=[conductor]
         )
@@ -228,6 +277,8 @@ def fit(
             if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
+        finally:
+            module.replays = None  # and the memory of what was recorded
     return progress
 
 

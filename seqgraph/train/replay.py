@@ -1,0 +1,311 @@
+"""Steps that are recorded once as CUDA graphs and replayed: a GPU need not wait for the host to launch each kernel.
+
+A recorded step holds the sizes of its batch, so that batches stay together for some epochs (``train.replay``). Nothing
+is padded, and a replay computes what the step itself would: dropout and other draws on the GPU are made anew, from
+where torch's generator is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from seqgraph.config import TrainConfig
+from seqgraph.errors import ConfigError
+from seqgraph.train.batching import BatchKey
+
+Outputs = dict[str, Tensor]
+
+# Steps before the first recording: kernels are compiled and loaded, lazy state is made.
+_EAGER = 3
+# Recordings that may fail (a kernel that had not been loaded, say) before all steps are eager.
+_FAILURES = 3
+
+
+class Recorder(Protocol):
+    """Records the work of a function, which it calls once."""
+
+    def __call__(self, function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+        """What the function gave, which a replay fills anew, and the replay."""
+        ...
+
+
+@dataclass
+class _Kept:
+    """A batch of the current composition.
+
+    Attributes:
+        batch: on its device, where its tensors stay as they are.
+        outputs: of the recorded step.
+        used: which parameters it has gradients of.
+        replay: runs the recorded step; None where there is none.
+    """
+
+    batch: Any
+    outputs: Outputs
+    used: tuple[bool, ...] = ()
+    replay: Callable[[], None] | None = None
+
+
+class Replays:
+    """The steps of batches that stay together for some epochs, up to the gradients.
+
+    Each batch is made once and stays on the device. On a GPU its step is recorded when it is first seen, and replayed
+    from then on; elsewhere it is computed each time. A step that cannot be recorded (it waits for the GPU, or draws
+    with a generator of the host) is computed, and the reason told.
+
+    Args:
+        source: gives the batch of a :class:`BatchKey`.
+        step: from a batch to {"loss": scalar with gradient, ...}; all are tensors.
+        parameters: whose ``.grad`` is filled.
+        recorder: for devices that can record.
+        say: tells a person why steps are not recorded.
+
+    Attributes:
+        failure: the last failed recording's traceback, for who looks for the reason.
+    """
+
+    def __init__(
+        self,
+        source: Callable[[BatchKey], Any],
+        step: Callable[[Any], Outputs],
+        parameters: Sequence[nn.Parameter],
+        *,
+        recorder: Recorder | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self.source, self.forward, self.recorder, self.say = source, step, recorder, say
+        self.parameters = [p for p in parameters if p.requires_grad]
+        self.failure = ""
+        self.recorded = 0
+        self._grads: list[Tensor] = []
+        self._used: tuple[bool, ...] = ()
+        self._turn: int | None = None
+        self._kept: dict[int, _Kept] = {}
+        self._eager, self._failures = 0, 0
+
+    def step(self, key: BatchKey) -> Outputs:
+        """Fill the gradients with those of a batch.
+
+        Returns:
+            What the step gave, without gradient.
+        """
+        if key.epoch != self._turn:
+            self.clear()
+            self._turn = key.epoch
+        kept = self._kept.get(key.number)
+        if kept is None:
+            kept = self._kept[key.number] = _Kept(self.source(key), {})
+        if kept.replay is None and self.recorder is not None and self._eager >= _EAGER:
+            self._record(kept)
+        if kept.replay is None:
+            self._eager += 1
+            outputs, used = self._compute(kept.batch)
+            self._use(used)
+            return outputs
+        kept.replay()
+        self._use(kept.used)
+        # the next replay may overwrite what this one gave
+        return {name: value.clone() for name, value in kept.outputs.items()}
+
+    def clear(self) -> None:
+        """Forget all batches, and what was recorded."""
+        self._kept.clear()
+        self.recorded = 0
+
+    def _compute(self, batch: Any) -> tuple[Outputs, tuple[bool, ...]]:
+        """Forward and backward; which parameters have gradients, in buffers of their own."""
+        if not self._grads:
+            self._grads = [torch.zeros_like(p) for p in self.parameters]
+        outputs = self.forward(batch)
+        loss = outputs["loss"]
+        with torch.autocast(loss.device.type, enabled=False):
+            found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        pairs = [(own, new) for own, new in zip(self._grads, found, strict=True) if new is not None]
+        torch._foreach_copy_([own for own, _ in pairs], [new for _, new in pairs])
+        return {name: value.detach() for name, value in outputs.items()}, tuple(new is not None for new in found)
+
+    def _use(self, used: tuple[bool, ...]) -> None:
+        """Give the parameters their gradients; none to those that the step did not use."""
+        if used == self._used and all(p.grad is not None for p, is_used in zip(self.parameters[:1], used) if is_used):
+            return
+        self._used = used
+        for parameter, grad, is_used in zip(self.parameters, self._grads, used, strict=True):
+            parameter.grad = grad if is_used else None
+
+    def _record(self, kept: _Kept) -> None:
+        assert self.recorder is not None
+        before, found = _host_states(), []
+
+        def function() -> Outputs:
+            outputs, used = self._compute(kept.batch)
+            found.append(used)
+            return outputs
+
+        try:
+            # what is kept in a cache from one step to the next would be of one recording alone
+            with _without_autocast_cache(), _without_collection():
+                outputs, replay = self.recorder(function)
+        except Exception as error:
+            self.failure = traceback.format_exc()
+            self._fail(f"{_where(error)}: {_first_line(error)}")
+            _set_host_states(before)
+            return
+        if not _equal(before, _host_states()):
+            _set_host_states(before)
+            self.failure = "a generator of the host has moved"
+            self._failures = _FAILURES
+            self._fail("it draws random numbers on the host, which a replay would repeat")
+            return
+        kept.outputs, kept.used, kept.replay = outputs, found[0], replay
+        self.recorded += 1
+
+    def _fail(self, why: str) -> None:
+        self._failures += 1
+        # what was recorded before may draw with a generator that the failure has left behind
+        for kept in self._kept.values():
+            kept.outputs, kept.replay = {}, None
+        self.recorded = 0
+        if self._failures >= _FAILURES:
+            self.recorder = None
+            self.say(f"train.replay: steps are not recorded but computed each time: {why}")
+
+
+class CudaRecorder:
+    """Records work on the current stream of a GPU, which must not be the default one; all recordings share memory.
+
+    They may: a recording reads only what lies outside (parameters, its batch), and what it gives is copied before the
+    next one is replayed.
+
+    Args:
+        device: of the work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
+        self._start()
+
+    def _start(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+        # The pool's memory goes back with its last recording: this one stays.
+        held = torch.zeros(1, device=self.device)
+        self.first, self.held = self._recorded(held.zero_), held
+
+    def __call__(self, function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
+        """Record a function.
+
+        Raises:
+            Exception: what it or the GPU's driver raises; torch's generator is as it was, the pool is a new one.
+        """
+        found: list[Outputs] = []
+        graph = self._recorded(lambda: found.append(function()))
+        return found[0], graph.replay
+
+    def _recorded(self, function: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+        graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[self.device.index]
+        spare = generator.clone_state()
+        try:
+            # relaxed: loading a kernel at its first launch is allowed; waiting for the GPU never is
+            graph.capture_begin(pool=self.pool, capture_error_mode="relaxed")
+            function()
+            graph.capture_end()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                graph.capture_end()
+            # a recording that was broken off leaves both in a state that nothing can be drawn or taken from
+            generator.graphsafe_set_state(spare.graphsafe_get_state())
+            with contextlib.suppress(Exception):
+                torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
+            if hasattr(self, "first"):
+                self._start()
+            raise
+        return graph
+
+
+def check(config: TrainConfig, world: int) -> None:
+    """See that ``train.replay`` goes with the rest.
+
+    Raises:
+        ConfigError: naming what it does not go with.
+    """
+    if not config.replay:
+        return
+    for wrong, what, cure in (
+        (world > 1, "several processes", "train each seed in a process of its own"),
+        (config.accumulate > 1, "train.accumulate above 1", "raise train.max_tokens instead"),
+        (config.workers > 0, "train.workers", "set train.workers=0: each batch is made once and kept"),
+    ):
+        if wrong:
+            raise ConfigError(f"train.replay does not go with {what}", cure)
+
+
+@contextlib.contextmanager
+def own_stream(wanted: bool) -> Iterator[None]:
+    """A stream of the GPU beside the default one, which cannot be recorded; everything before and after waits."""
+    if not wanted:
+        yield
+        return
+    outer, inner = torch.cuda.current_stream(), torch.cuda.Stream()
+    inner.wait_stream(outer)
+    try:
+        with torch.cuda.stream(inner):
+            yield
+    finally:
+        outer.wait_stream(inner)
+
+
+@contextlib.contextmanager
+def _without_autocast_cache() -> Iterator[None]:
+    before = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Garbage that holds graphs or events of a GPU must not be let go while it records."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _host_states() -> tuple[Any, Any, Tensor]:
+    return random.getstate(), np.random.get_state(), torch.get_rng_state()
+
+
+def _set_host_states(states: tuple[Any, Any, Tensor]) -> None:
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+
+
+def _equal(one: tuple[Any, Any, Tensor], other: tuple[Any, Any, Tensor]) -> bool:
+    numpy_alike = all(np.array_equal(a, b) for a, b in zip(one[1], other[1], strict=True))
+    return one[0] == other[0] and numpy_alike and torch.equal(one[2], other[2])
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "/torch/" not in frame.filename] or list(frames)
+    return f"{own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}" if own else "?"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
