@@ -120,18 +120,21 @@ def topk(device: str) -> None:
             print(f"| {items:,} | {users} | {' | '.join(cells)} |", flush=True)
 
 
-def memory(device: str, users: int, dtype: str) -> None:
-    """The states of many users: bytes, and what 1,024 of them at random cost."""
+def memory(device: str, capacity: int, dtype: str, most: float) -> None:
+    """The states of many users: bytes, and what 1,024 of them at random cost. Filled for so many seconds at most."""
     model = mamba().to(device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
-        store = UserStore(Path(folder), model, capacity=users, dtype=getattr(torch, dtype))
-        begin = time.perf_counter()
-        for start in range(0, users, 1 << 15):
-            store.add([(f"user-{i}", i % ITEMS) for i in range(start, min(start + (1 << 15), users))])
+        store = UserStore(Path(folder), model, capacity=capacity, dtype=getattr(torch, dtype))
+        begin, users = time.perf_counter(), 0
+        while users < capacity and time.perf_counter() - begin < most:
+            more = min(users + (1 << 15), capacity)
+            store.add([(f"user-{i}", i % ITEMS) for i in range(users, more)])
+            users = more
         took = time.perf_counter() - begin
         state = sum(t[:1].nbytes for t in store.model.initial_state(1).values()) * (4 if dtype == "float32" else 2) // 4
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+        there = f"; {torch.cuda.max_memory_allocated() / 1e9:.2f} GB of the GPU's memory" if device == "cuda" else ""
         g = torch.Generator().manual_seed(0)
 
         def some() -> None:
@@ -140,9 +143,9 @@ def memory(device: str, users: int, dtype: str) -> None:
 
         median, p99, _ = measure(some, device, 2.5 * SECONDS)
         print(
-            f"{users:,} users, {dtype}: {state:,} bytes of state each, {state * users / 1e9:.2f} GB; the process grew "
-            f"by {grown / 1e9:.2f} GB; filled in {took:.0f} s; 1,024 events of users at random, logged and synced: "
-            f"median {median:.1f} ms, p99 {p99:.1f} ms",
+            f"{users:,} of {capacity:,} users, {dtype}: {state:,} bytes of state each, {state * capacity / 1e9:.2f} GB "
+            f"for all; the process grew by {grown / 1e9:.2f} GB{there}; filled in {took:.0f} s; "
+            f"1,024 events of users at random, logged and synced: median {median:.1f} ms, p99 {p99:.1f} ms",
             flush=True,
         )
         store.close()
@@ -211,6 +214,7 @@ def main() -> None:
     parser.add_argument("--part", nargs="*", default=parts, choices=parts)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--users", type=int, default=1_000_000, help="of --part memory")
+    parser.add_argument("--fill", type=float, default=600.0, help="seconds for which --part memory adds users at most")
     parser.add_argument("--dtype", default="float16", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for each measurement")
     options = parser.parse_args()
@@ -223,7 +227,7 @@ def main() -> None:
     if "topk" in options.part:
         topk(options.device)
     if "memory" in options.part:
-        memory(options.device, options.users, options.dtype)
+        memory(options.device, options.users, options.dtype, options.fill)
     if "service" in options.part:
         service()
 

@@ -21,8 +21,9 @@ from seqgraph.stream import TokenStream
 
 Loss = Callable[[TokenStream, Tensor, Tensor], Tensor]
 
-_TOKENS, _MET, _MOST = 256, 3, 8
-"""Tokens come in multiples of the first; a size is recorded when it is met so often; and at most so many are."""
+_TOKENS, _LONGEST, _MET, _MOST = 256, 64, 3, 12
+"""Tokens come in multiples of the first. The longest segment counts as the second at least: up to there kernels plan
+alike. A size is recorded when it is met so often, and at most so many are."""
 
 
 class Size(NamedTuple):
@@ -42,7 +43,7 @@ def size_of(stream: TokenStream) -> Size | None:
     more = -(-(tokens - stream.num_tokens) // stream.max_seqlen)
     device = stream.device.type
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return Size(tokens, _power(stream.num_segments + more), _power(stream.max_seqlen), half)
+    return Size(tokens, _power(stream.num_segments + more), _power(max(_LONGEST, stream.max_seqlen)), half)
 
 
 def _power(n: int) -> int:

@@ -122,7 +122,7 @@ class UserStore:
         """Move the states on: first each user's first event, all in one step, then the second ones."""
         rounds: list[tuple[list[int], list[int]]] = []
         depth: dict[int, int] = {}
-        counts = []
+        counts, before = [], len(self.histories)
         for user, item in events:
             row = self.rows.get(user)
             if row is None:
@@ -136,6 +136,8 @@ class UserStore:
             self.histories[row].append(item)
             counts.append(len(self.histories[row]))
         with torch.no_grad():
+            for t in self._state.values():  # of the new users
+                t[before : len(self.histories)] = 0
             for users, items in rounds:
                 at = torch.tensor(users, device=self._device)
                 state = {name: t[at] for name, t in self._state.items()}
@@ -150,8 +152,6 @@ class UserStore:
             raise Full(f"there is room for {self.capacity:,} users", "start with a larger --max-users")
         self.rows[user] = row
         self.histories.append(array("i"))
-        for t in self._state.values():
-            t[row] = 0
         return row
 
     # ------------------------------------------------------------------ snapshots
