@@ -181,8 +181,25 @@ def epoch_table(held: dict[str, Any]) -> list[str]:
                 *shares,
             )
         )
+        if "replayed" in found:
+            rows.append(replayed_row(precision, found.get("trainer_replayed", {}), found["replayed"]))
     name = " ".join([held["preset"], *held["overrides"]])
     return [f"`{name}`, {held['machine']}, torch {held['torch']}:", "", *rows]
+
+
+def replayed_row(precision: str, trainer: dict[str, Any], loop: dict[str, Any]) -> str:
+    """The mean over the epochs that a recording lasts; in brackets the epoch that records, and a later one."""
+    rate = f"{trainer['nodes_per_second']:,.0f}" if trainer else ""
+    return line(
+        f"{precision}, `train.replay={loop['epochs']}`",
+        f"{trainer['epoch']:.2f} ({trainer['record']:.2f}, {trainer['seconds']:.2f})" if trainer else "",
+        f"{trainer['evaluation']:.2f}" if trainer else "",
+        rate,
+        f"{loop['mean']:.2f} ({loop['record']:.2f}, {loop['seconds']:.2f})",
+        f"{loop['step_ms']:.2f}",
+        f"{loop['host_ms']:.2f}",
+        *[""] * 4,
+    )
 
 
 def put(page: str, name: str, rows: list[str]) -> str:
