@@ -102,11 +102,11 @@ class Replays:
         if key.epoch != self._turn:
             self.clear()
             self._turn = key.epoch
-        kept = self._kept.get(key.number)
-        if kept is None:
-            kept = self._kept[key.number] = _Kept(self.source(key), {})
-        if kept.replay is None and self.recorder is not None and self._eager >= _EAGER:
-            self._record(kept)
+        kept = self._kept.get(key.number) or self._keep(key)
+        if kept.replay is None and self.recorder is not None and self._eager >= _EAGER and not self._record(kept):
+            # what a failed recording has left behind: caches that nothing was written to, graphs with another generator
+            self.clear()
+            kept = self._keep(key)
         if kept.replay is None:
             self._eager += 1
             outputs, used = self._compute(kept.batch)
@@ -121,6 +121,10 @@ class Replays:
         """Forget all batches, and what was recorded."""
         self._kept.clear()
         self.recorded = 0
+
+    def _keep(self, key: BatchKey) -> _Kept:
+        kept = self._kept[key.number] = _Kept(self.source(key), {})
+        return kept
 
     def _compute(self, batch: Any) -> tuple[Outputs, tuple[bool, ...]]:
         """Forward and backward; which parameters have gradients, in buffers of their own."""
@@ -142,7 +146,7 @@ class Replays:
         for parameter, grad, is_used in zip(self.parameters, self._grads, used, strict=True):
             parameter.grad = grad if is_used else None
 
-    def _record(self, kept: _Kept) -> None:
+    def _record(self, kept: _Kept) -> bool:
         assert self.recorder is not None
         before, found = _host_states(), []
 
@@ -151,33 +155,25 @@ class Replays:
             found.append(used)
             return outputs
 
+        why = ""
         try:
-            # what is kept in a cache from one step to the next would be of one recording alone
             with _without_autocast_cache(), _without_collection():
                 outputs, replay = self.recorder(function)
         except Exception as error:
-            self.failure = traceback.format_exc()
-            self._fail(f"{_where(error)}: {_first_line(error)}")
-            _set_host_states(before)
-            return
-        if not _equal(before, _host_states()):
-            _set_host_states(before)
-            self.failure = "a generator of the host has moved"
+            self.failure, self._failures = traceback.format_exc(), self._failures + 1
+            why = f"{_where(error)}: {_first_line(error)}"
+        if not why and not _equal(before, _host_states()):
             self._failures = _FAILURES
-            self._fail("it draws random numbers on the host, which a replay would repeat")
-            return
+            self.failure = why = "it draws random numbers on the host, which a replay would repeat"
+        if why:
+            _set_host_states(before)
+            if self._failures >= _FAILURES:
+                self.recorder = None
+                self.say(f"train.replay: steps are not recorded but computed each time: {why}")
+            return False
         kept.outputs, kept.used, kept.replay = outputs, found[0], replay
         self.recorded += 1
-
-    def _fail(self, why: str) -> None:
-        self._failures += 1
-        # what was recorded before may draw with a generator that the failure has left behind
-        for kept in self._kept.values():
-            kept.outputs, kept.replay = {}, None
-        self.recorded = 0
-        if self._failures >= _FAILURES:
-            self.recorder = None
-            self.say(f"train.replay: steps are not recorded but computed each time: {why}")
+        return True
 
 
 class CudaRecorder:
@@ -192,41 +188,41 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
-        self._start()
-
-    def _start(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
-        # The pool's memory goes back with its last recording: this one stays.
-        held = torch.zeros(1, device=self.device)
-        self.first, self.held = self._recorded(held.zero_), held
+        self._pool: tuple[int, int] | None = None
+        self._first: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
         """Record a function.
 
         Raises:
-            Exception: what it or the GPU's driver raises; torch's generator is as it was, the pool is a new one.
+            Exception: what it or the GPU's driver raises; torch's generator is then as it was.
         """
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+            # the pool's memory goes with the last recording in it: this one stays
+            self._held = torch.zeros(1, device=self.device)
+            self._first = self._recorded(self._held.zero_, self._pool)
         found: list[Outputs] = []
-        graph = self._recorded(lambda: found.append(function()))
+        graph = self._recorded(lambda: found.append(function()), self._pool)
         return found[0], graph.replay
 
-    def _recorded(self, function: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+    def _recorded(self, function: Callable[[], Any], pool: tuple[int, int]) -> torch.cuda.CUDAGraph:
         graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[self.device.index]
         spare = generator.clone_state()
         try:
-            # relaxed: loading a kernel at its first launch is allowed; waiting for the GPU never is
-            graph.capture_begin(pool=self.pool, capture_error_mode="relaxed")
+            # relaxed: a kernel may be loaded at its first launch; waiting for the GPU is an error all the same
+            graph.capture_begin(pool=pool, capture_error_mode="relaxed")
             function()
             graph.capture_end()
         except BaseException:
             with contextlib.suppress(Exception):
                 graph.capture_end()
-            # a recording that was broken off leaves both in a state that nothing can be drawn or taken from
+            # what is left of a recording that was broken off: nothing could be drawn, and memory would not come back
             generator.graphsafe_set_state(spare.graphsafe_get_state())
             with contextlib.suppress(Exception):
-                torch._C._cuda_endAllocateToPool(self.device.index, self.pool)
-            if hasattr(self, "first"):
-                self._start()
+                torch._C._cuda_endAllocateToPool(self.device.index, pool)
+                torch._C._cuda_releasePool(self.device.index, pool)
+            self._pool = self._first = None
             raise
         return graph
 
