@@ -20,10 +20,11 @@ class Operator:
     Args:
         name: "namespace::name".
         body: the function, with the annotations that ``torch.library.custom_op`` asks for; it mutates nothing.
+        direct: called instead of it in plain eager code, where results may be missing or share memory.
     """
 
-    def __init__(self, name: str, body: Callable[..., Any]) -> None:
-        self.body = body
+    def __init__(self, name: str, body: Callable[..., Any], direct: Callable[..., Any] | None = None) -> None:
+        self.body, self.direct = body, direct or body
         self.op = torch.library.custom_op(name, body, mutates_args=())
         self.register_fake = self.op.register_fake
         self.__doc__ = body.__doc__
@@ -54,7 +55,7 @@ class Operator:
         if torch.compiler.is_compiling() or (recording and self._function is None) or not _plain(inputs):
             self._refuse_tangents(inputs)
             return self.op(*inputs)
-        return self._function.apply(*inputs) if recording and self._function is not None else self.body(*inputs)
+        return self._function.apply(*inputs) if recording and self._function is not None else self.direct(*inputs)
 
     def _refuse_tangents(self, inputs: tuple[Any, ...]) -> None:
         """torch takes the derivative of an operator without a forward-mode formula for zero, and says nothing."""
@@ -68,14 +69,16 @@ class Operator:
                 )
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+def operator(name: str, direct: Callable[..., Any] | None = None) -> Callable[[Callable[..., Any]], Operator]:
     """Decorator that makes a function an :class:`Operator`."""
-    return lambda body: Operator(name, body)
+    return lambda body: Operator(name, body, direct)
 
 
 def _plain(inputs: tuple[Any, ...]) -> bool:
     """Whether nothing but autograd watches: ordinary tensors, no mode of dispatch, no transform of functions."""
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
-    tensors = [t for t in inputs if isinstance(t, Tensor)]
-    return all(type(t) in (Tensor, torch.nn.Parameter) and not t.is_meta for t in tensors)
+    for t in inputs:
+        if isinstance(t, Tensor) and (type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta):
+            return False
+    return True

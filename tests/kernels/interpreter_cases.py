@@ -48,6 +48,13 @@ def main() -> None:
     show("scan-pairs", compare(selective_scan, scan_case([34, 3], 64, 5, direction="both")))
     show("scan-pairs-bf16", compare(selective_scan, scan_case([4, 3], 64, 4), torch.bfloat16))
     show("scan-bf16", compare(selective_scan, scan_case([4, 3], 5, 3), torch.bfloat16))
+    # The second direction shares some arguments and has a skip where the first has none.
+    mixed, keywords = scan_case([0, 35, 3], 5, 3, direction="both", own=True)
+    for shared in ("x_rev", "dt_rev", "C_rev", "dt_bias_rev", "D"):
+        del mixed[shared]
+    show("scan-both-mixed", compare(selective_scan, (mixed, keywords)))
+    # Walked in several turns, forward and backward.
+    show("scan-many-states", compare(selective_scan, scan_case([3, 0, 20], 3, 37, direction="both")))
     show("scan-empty", compare(selective_scan, scan_case([0, 0], 5, 3, direction="both")))
 
 

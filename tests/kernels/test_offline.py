@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqgraph_kernels import ready, selective_scan
+from seqgraph_kernels import selective_scan
 from seqgraph_kernels.selective_scan.arguments import ScanArguments
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -50,25 +50,26 @@ def test_compiles_within_its_budget(case, capability):
 
 def test_calls_are_alike_whatever_their_tokens(monkeypatch):
     """Also where rows do not lie in rows: a stride that is the number of tokens is no new kind."""
-    monkeypatch.setattr(ready, "_seen", set())
-    from seqgraph_kernels.selective_scan.triton import WIDE  # imports triton, which may not be there
+    from seqgraph_kernels.selective_scan import triton_kind  # imports triton, which may not be there
 
-    monkeypatch.setattr(ready, "interpreting", lambda: False)
+    monkeypatch.setattr(triton_kind, "_kinds", {})
 
-    def first(tokens, E=8, turned=False):
-        x = torch.empty(E, tokens).t() if turned else torch.empty(tokens, E)
-        given = [x, x, torch.empty(E, 4), torch.empty(tokens, 4), torch.empty(tokens, 4), *[None] * 11]
-        args = ScanArguments(*given, launched.borders(tokens, 1), False, "forward", "sum", tokens)
-        return ready.is_first(args, WIDE, "forward", False)
+    def kind(tokens, E=8, turned=False, dtype=torch.float32):
+        x = torch.empty(E, tokens, dtype=dtype).t() if turned else torch.empty(tokens, E, dtype=dtype)
+        rows = torch.empty(tokens, 4)
+        given = [x, x, torch.empty(E, 4), rows, rows, None, x, *[None] * 9]
+        return triton_kind.kind_of(ScanArguments(*given, launched.borders(tokens, 1), False, "forward", "sum", tokens))
 
-    assert [first(10), first(20), first(1)] == [True, False, False]
-    assert first(10, turned=True) is False and first(20, turned=True) is False
-    assert first(10, E=9) is True
+    one = kind(10)
+    assert kind(20) is one and kind(1) is one and kind(10, turned=True) is one and kind(20, turned=True) is one
+    assert kind(10, E=9) is not one and kind(10, dtype=torch.bfloat16) is not one
 
 
 def test_the_first_scan_compiles_for_all_shapes(monkeypatch):
     """Whatever is cut, and however many channels a lane has; with the longest length and without."""
-    monkeypatch.setattr(ready, "_seen", set())
+    from seqgraph_kernels.selective_scan import triton_kind
+
+    monkeypatch.setattr(triton_kind, "_kinds", {})
 
     def compiled_for(tokens, segments, **options):
         low, E, N = torch.bfloat16, 64, 4
@@ -82,6 +83,6 @@ def test_the_first_scan_compiles_for_all_shapes(monkeypatch):
         return {kernel.hash for _, kernel in compiled}
 
     first = compiled_for(1024, 1)
-    assert len(first) == 7, "outputs of one and of two channels to a lane, states and sums either way, gradients"
+    assert len(first) == 10, "outputs of one and two channels to a lane, states either way, gradients, B and C, sums"
     for tokens, segments, longest in ((16, 1, 16), (65_536, 8, 8192), (65_536, 2048, None), (100_000, 1, None)):
         assert compiled_for(tokens, segments, max_seqlen=longest) <= first

@@ -18,6 +18,8 @@ CASES = [
     "both-shared",
     "both-own",
     "both-own-apart",
+    "both-mixed",
+    "many-states",
     "pairs",
     "pairs-bf16",
     "bf16",

@@ -7,8 +7,10 @@ other, and has a shape without being run.
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from seqgraph_kernels.selective_scan.arguments import ScanArguments
 TENSORS = tuple(f.name for f in fields(ScanArguments))[:16]
 
 
+@cache
 def _module(backend: str) -> ModuleType:
     return import_module(f"seqgraph_kernels.selective_scan.{backend}")
 
@@ -67,7 +70,16 @@ def _(*inputs):
     return out, final, args.x.new_empty(shape, dtype=torch.float32)
 
 
-@operator("seqgraph::selective_scan_backward")
+def _gradients(grad_out: Tensor, grad_state: Tensor | None, checkpoints: Tensor, *inputs: Any) -> list[Tensor | None]:
+    """One gradient per tensor argument of the scan, in its dtype."""
+    args, module = ScanArguments(*inputs[:-1]), _module(inputs[-1])
+    if checkpoints.numel() == 0:
+        checkpoints = module.forward(args, True)[2]
+    grads = module.backward(args, grad_out, grad_state, checkpoints)
+    return [None if t is None else grads[name].to(t.dtype) for name, t in zip(TENSORS, inputs)]
+
+
+@operator("seqgraph::selective_scan_backward", direct=_gradients)
 def scan_backward(
     grad_out: Tensor,
     grad_state: Tensor | None,
@@ -96,16 +108,11 @@ def scan_backward(
     backend: str,
 ) -> list[Tensor]:
     """One gradient per tensor argument of the scan, in its dtype; empty where the argument is absent."""
-    args = ScanArguments(
-        x, dt, A, B, C, D, z, dt_bias, x_rev, dt_rev, A_rev, B_rev, C_rev, D_rev, dt_bias_rev,
-        initial_state, cu_seqlens, dt_softplus, direction, combine, max_seqlen,
+    grads = _gradients(
+        grad_out, grad_state, checkpoints, x, dt, A, B, C, D, z, dt_bias, x_rev, dt_rev, A_rev, B_rev, C_rev, D_rev,
+        dt_bias_rev, initial_state, cu_seqlens, dt_softplus, direction, combine, max_seqlen, backend,
     )  # fmt: skip
-    module = _module(backend)
-    if checkpoints.numel() == 0:
-        checkpoints = module.forward(args, True)[2]
-    grads = module.backward(args, grad_out, grad_state, checkpoints)
-    given = {name: getattr(args, name) for name in TENSORS}
-    return [x.new_empty(0) if given[n] is None else grads[n].to(given[n].dtype) for n in TENSORS]
+    return [x.new_empty(0) if g is None else g for g in grads]
 
 
 @scan_backward.register_fake

@@ -375,8 +375,8 @@ def gradients(
     """All gradients. Programs stay and draw one item after the other, a span and a block of channels, to share little
     scratch memory; a counter hands items out, since slots that no span uses cost nothing.
 
-    ``gB``, ``gC`` are (passes, blocks, T, N) and ``gA``, ``gD``, ``gbias`` are (passes, slots, ...), zero at first:
-    added up afterwards, in an order that does not change. ``share_*``: the second direction adds to what the first
+    ``gB``, ``gC`` are (passes, blocks, T, N) and ``gA``, ``gD``, ``gbias`` are (passes, slots, ...): added up
+    afterwards, in an order that does not change. ``share_*``: the second direction adds to what the first
     left. ``turned``: the first one is the reverse. ADD: somebody adds. States ``n0`` to ``n0 + NB`` only.
     """
     lane = tl.arange(0, LANES)[:, None]
@@ -414,4 +414,16 @@ def gradients(
                     E * tl.maximum(way * share_dt, again), E * tl.maximum(way, again), d, E, n0, NB, N, LANES, G, CHUNK,
                     HAS_END, HAS_START, HAS_BIAS, HAS_D, HAS_Z, SOFTPLUS, PRECISION, ADD,
                 )  # fmt: skip
+        else:
+            # Added up like the others, and nobody cleared it.
+            for way in range(passes):
+                row = (way * slots + slot).to(tl.int64) * E
+                none = ()
+                for _j in tl.static_range(NB // 4):
+                    none = none + (tl.zeros([LANES, 4], tl.float32),)
+                store_states(gA_ptr + row * N, d * N, none, d < E, n0, NB, N)
+                zero = tl.zeros([LANES, 1], tl.float32)
+                if HAS_D:
+                    tl.store(gD_ptr + row + d, zero, mask=d < E)
+                tl.store(gbias_ptr + row + d, zero, mask=d < E)
         item = tl.atomic_add(ticket_ptr, 1)
