@@ -2,9 +2,11 @@
 
     python benchmarks/kernels/selective_scan_gpu.py [--quick]     (with kernels/ on PYTHONPATH)
 
-bf16 inputs, fp32 A, with D, gate, bias and softplus; medians of ``triton.testing.do_bench``. The recorded peer: H100
-80 GB HBM3, torch 2.11.0+cu130, triton 3.6.0, mamba-ssm 2.3.2 built for sm_90, 2026-11-22; "both directions" there is a
-second call on flipped copies, and ragged batches are padded. Where mamba_ssm can be imported, it is measured too.
+bf16 inputs, fp32 A, with D, gate, bias and softplus; medians of ``triton.testing.do_bench``, the second cache
+emptied before each call. "replayed" is the same call captured in a CUDA graph, and the graph timed likewise: what the GPU takes where
+the host does not hold it up. The recorded peer: H100 80 GB HBM3, torch 2.11.0+cu130, triton 3.6.0, mamba-ssm 2.3.2 built
+for sm_90, 2026-11-22; "both directions" there is a second call on flipped copies, and ragged batches are padded. Where
+mamba_ssm can be imported, it is measured too.
 """
 
 from __future__ import annotations
@@ -80,6 +82,29 @@ def timed(call: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) -> tuple
     return forward, both
 
 
+def replayed(call: Callable[[], object]) -> float:
+    """Median ms of a graph that a call was captured in."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = call()  # its memory is the graph's
+    time = do_bench(graph.replay, return_mode="median")
+    del kept
+    return time
+
+
+def timed_replayed(call: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) -> tuple[float, float]:
+    """As ``timed``, from graphs."""
+    with torch.no_grad():
+        forward = replayed(call)
+    grad = torch.randn_like(call())
+    return forward, replayed(lambda: torch.autograd.grad(call(), leaves, grad))
+
+
 def floors(case: Case, T: int, updates: int) -> tuple[float, float]:
     """Least ms of a forward, and of a forward and backward: bytes in bf16 or exponentials, whichever takes longer.
 
@@ -99,6 +124,7 @@ def measure(case: Case) -> None:
         return selective_scan(**args, dt_softplus=True, direction=case.direction)
 
     forward, both = timed(ours, leaves)
+    forward_replayed, both_replayed = timed_replayed(ours, leaves)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     torch.autograd.grad(ours().sum(), leaves)
@@ -107,7 +133,8 @@ def measure(case: Case) -> None:
     low, low_both = floors(case, T, updates)
     print(
         f"{case.name:36s} {f'{case.B} x {case.L}, D {case.D}, N {case.N}':28s} "
-        f"{forward:8.3f} {both:9.3f} | {case.peer_forward:8.3f} {case.peer_both:9.3f} | "
+        f"{forward:8.3f} {both:9.3f} | {forward_replayed:8.3f} {both_replayed:9.3f} | "
+        f"{case.peer_forward:8.3f} {case.peer_both:9.3f} | "
         f"{case.peer_forward / forward:5.2f} {case.peer_both / both:5.2f} | {low:6.3f} {low_both:6.3f} | "
         f"{updates / forward / 1e9:5.2f} T/s | {peak:6.0f} MiB",
         flush=True,
@@ -141,11 +168,14 @@ def peer(case: Case) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the two shapes of short segments only")
+    parser.add_argument("--cases", type=int, nargs="+", metavar="ROW", help="these rows only, counted from 0")
     options = parser.parse_args()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
-    print(f"{'':65s} {'ours':>8s} {'fwd+bwd':>9s} | {'recorded':>8s} {'fwd+bwd':>9s} | ratios      | floors        |")
-    for case in CASES[4:6] if options.quick else CASES:
-        measure(case)
+    heads = " | ".join(f"{head:>8s} {'fwd+bwd':>9s}" for head in ("ours", "replayed", "recorded"))
+    print(f"{'':65s} {heads} | ratios      | floors        |")
+    rows = options.cases or ([4, 5] if options.quick else range(len(CASES)))
+    for row in rows:
+        measure(CASES[row])
 
 
 if __name__ == "__main__":
