@@ -2,11 +2,11 @@
 
     python benchmarks/kernels/selective_scan_gpu.py [--quick]     (with kernels/ on PYTHONPATH)
 
-bf16 inputs, fp32 A, with D, gate, bias and softplus; medians of ``triton.testing.do_bench``, the second cache
-emptied before each call. "replayed" is the same call captured in a CUDA graph, and the graph timed likewise: what the GPU takes where
-the host does not hold it up. The recorded peer: H100 80 GB HBM3, torch 2.11.0+cu130, triton 3.6.0, mamba-ssm 2.3.2 built
-for sm_90, 2026-11-22; "both directions" there is a second call on flipped copies, and ragged batches are padded. Where
-mamba_ssm can be imported, it is measured too.
+bf16 inputs, fp32 A, with D, gate, bias and softplus; medians of ``triton.testing.do_bench``, the second cache emptied
+before each call. "replayed" is the same call captured in a CUDA graph, and the graph timed likewise: what the GPU takes
+where the host does not hold it up. The recorded peer: H100 80 GB HBM3, torch 2.11.0+cu130, triton 3.6.0, mamba-ssm
+2.3.2 built for sm_90, 2026-11-22; "both directions" there is a second call on flipped copies, ragged batches padded.
+Where mamba_ssm can be imported, it is measured too.
 """
 
 from __future__ import annotations
