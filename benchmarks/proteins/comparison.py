@@ -55,7 +55,7 @@ def pretraining(tune: dict[str, Any], final: dict[str, Any]) -> list[str]:
     """What was trained and how, the losses by length, and the search."""
     order = sizes_of(r["preset"] for r in final["results"])
     results = sorted(final["results"], key=lambda r: (order.index(size_of(r["preset"])), family(r["preset"]) != OURS))
-    device, wall = results[0]["device"], final["wall"]
+    device, took = results[0]["device"], max(r["seconds"] for r in results)
     head = "| model | parameters | learning rate | seeds | steps | tokens | tokens/s * | GiB |"
     lines = ["## Pre-training", "", head, "|---" * 8 + "|"]
     for preset in dict.fromkeys(r["preset"] for r in results):
@@ -69,7 +69,7 @@ def pretraining(tune: dict[str, Any], final: dict[str, Any]) -> list[str]:
            if not r["complete"]]  # fmt: skip
     lines += [
         "",
-        f"All {len(results)} at once on one {device}, {wall:.0f} s in all. * of each while they share the GPU.",
+        f"All {len(results)} at once on one {device}, {took:.0f} s with tests. * of each while they share the GPU.",
     ]
     if cut:
         lines.append(f"Stopped before the end of its schedule: {', '.join(cut)}.")
