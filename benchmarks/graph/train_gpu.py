@@ -29,15 +29,16 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from lists import LIMIT, LISTS, ROOTS
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-REPOSITORY = Path(__file__).parents[2]
+from lists import LIMIT, LISTS, ROOTS
+from processes import REPOSITORY, end, environment, sharing, start, tail
+
 TEST_SECONDS, STOP_SECONDS, PART = 25, 15, 15 << 20
 
 
@@ -62,7 +63,13 @@ class Run:
     test: dict[str, float] = field(default_factory=dict)
 
     @property
+    def log(self) -> Path:
+        """What its process says."""
+        return self.folder.parent / f"{self.name}.txt"
+
+    @property
     def finished(self) -> bool:
+        """Whether it has come to its end."""
         return (self.folder / "metrics.json").is_file()
 
     def command(self, data: Path) -> list[str]:
@@ -139,73 +146,7 @@ def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-# ---------------------------------------------------------------------- the machine
-def environment(threads: int = 1) -> dict[str, str]:
-    """Of the processes: where the packages are, one thread each, tf32, memory that follows ragged batches."""
-    paths = [str(REPOSITORY / part) for part in ("", "kernels", "plugins")] + [os.environ.get("PYTHONPATH", "")]
-    fixed = {
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "PYTHONUNBUFFERED": "1",
-        "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-    }
-    names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")
-    return {**os.environ, **fixed, **dict.fromkeys(names, str(threads)), "OPENBLAS_NUM_THREADS": "1"}
-
-
-@contextlib.contextmanager
-def sharing(wanted: bool, folder: Path) -> Iterator[dict[str, str]]:
-    """Variables for processes that share the GPU through the multi-process service, if it is wanted and works.
-
-    A service that ``CUDA_MPS_PIPE_DIRECTORY`` names already is used and left running; otherwise one is started in
-    ``folder`` for the GPUs that are visible here.
-    """
-    if not wanted:
-        yield {}
-        return
-    if "CUDA_MPS_PIPE_DIRECTORY" in os.environ:
-        print(f"mps: that of {os.environ['CUDA_MPS_PIPE_DIRECTORY']}", flush=True)
-        yield {}
-        return
-    binary = shutil.which("nvidia-cuda-mps-control", path=f"{os.environ.get('PATH', '')}:/usr/local/nvidia/bin")
-    if binary is None:
-        print("mps: nvidia-cuda-mps-control is not there; the processes take turns", flush=True)
-        yield {}
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    wished = _gpu({})
-    own = {"CUDA_MPS_PIPE_DIRECTORY": str(folder), "CUDA_MPS_LOG_DIRECTORY": str(folder)}
-    given = {**os.environ, **own}
-    control = subprocess.Popen([binary, "-f"], env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        time.sleep(1)
-        # the service numbers the GPUs that it was given from 0
-        found = own | ({"CUDA_VISIBLE_DEVICES": "0"} if "CUDA_VISIBLE_DEVICES" in os.environ else {})
-        if wished and _gpu(found) == wished:
-            print(f"mps: on, GPU {wished}", flush=True)
-            yield found
-            return
-        print("mps: does not work here; the processes take turns", flush=True)
-        yield {}
-    finally:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            subprocess.run([binary], input=b"quit\n", env=given, timeout=10, capture_output=True)
-        control.terminate()
-
-
-def _gpu(env: dict[str, str]) -> str:
-    """The identity of the GPU that a process with these variables computes on, "" if it can't."""
-    probe = "import torch; torch.zeros(1).cuda().sum().item(); print(torch.cuda.get_device_properties(0).uuid)"
-    try:
-        run = subprocess.run(
-            [sys.executable, "-c", probe], env={**environment(), **env}, timeout=40, capture_output=True
-        )
-    except subprocess.TimeoutExpired:
-        return ""
-    return run.stdout.decode().strip() if run.returncode == 0 else ""
-
-
+# ---------------------------------------------------------------------- the data
 _PREPARE = """
 import sys
 from seqgraph.config import load_config
@@ -226,7 +167,7 @@ def prepare(runs: list[Run], data: Path, *, nice: int = 0) -> list[subprocess.Po
         # the sets of molecules are too small to be kept
         if not run.preset.startswith("ogbg"):
             wanted.setdefault((run.preset.partition("-")[0], *seen), [run.preset, *run.overrides])
-    env = environment(max(1, (os.cpu_count() or 1) // (2 * max(1, len(wanted))))) | {"OMP_WAIT_POLICY": "passive"}
+    env = environment(max(1, (os.cpu_count() or 1) // (2 * max(1, len(wanted)))), OMP_WAIT_POLICY="passive")
     started = []
     for preset, *overrides in wanted.values():
         root = next(run for run in runs if run.preset == preset).root(data)
@@ -237,9 +178,9 @@ def prepare(runs: list[Run], data: Path, *, nice: int = 0) -> list[subprocess.Po
 
 def warm(runs: list[Run], data: Path) -> None:
     """:func:`prepare`, and wait for it."""
-    start = time.monotonic()
+    begun = time.monotonic()
     failed = sum(process.wait() != 0 for process in prepare(runs, data))
-    print(f"encodings and orders: {time.monotonic() - start:.0f} s, {failed} failed", flush=True)
+    print(f"encodings and orders: {time.monotonic() - begun:.0f} s, {failed} failed", flush=True)
 
 
 # ---------------------------------------------------------------------- running
@@ -253,28 +194,15 @@ def train_all(runs: list[Run], data: Path, jobs: int, until: float, env: dict[st
     while (waiting or running) and time.monotonic() < until and not asked:
         while waiting and len(running) < jobs:
             run = waiting.pop(0)
-            run.folder.parent.mkdir(parents=True, exist_ok=True)
-            with (run.folder.parent / f"{run.name}.txt").open("ab") as said:
-                # a session of its own: Ctrl-C in a terminal reaches this process alone, which hands it on once
-                run.process = subprocess.Popen(
-                    run.command(data), env=env, stdout=said, stderr=said, cwd=REPOSITORY, start_new_session=True
-                )
+            run.process = start(run.command(data), env, run.log, at_death=signal.SIGINT)
             running.append(run)
         time.sleep(0.2)
         if time.monotonic() > shown + 30:  # this process may be killed
             shown = time.monotonic()
             write_summary(runs, out)
         running = [run for run in running if run.process is not None and run.process.poll() is None]
-    for run in running:
-        assert run.process is not None
-        run.process.send_signal(signal.SIGINT)
-    end = time.monotonic() + STOP_SECONDS
-    for run in running:
-        assert run.process is not None
-        try:
-            run.process.wait(max(0.1, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            run.process.kill()  # the state of its last whole epoch is there
+    # what does not stop in time has the state of its last whole epoch
+    end((run.process for run in running if run.process is not None), STOP_SECONDS)
 
 
 def test_all(runs: list[Run], until: float, env: dict[str, str]) -> None:
@@ -306,7 +234,7 @@ def pack(runs: list[Run], out: Path, budget: int) -> list[str]:
         old.unlink()
     with tarfile.open(out / "logs.tar.gz", "w:gz") as archive:
         for run in runs:
-            for path in [run.folder.parent / f"{run.name}.txt", *run.folder.glob("*.*")]:
+            for path in [run.log, *run.folder.glob("*.*")]:
                 if path.is_file():
                     archive.add(path, path.relative_to(run.folder.parent))
     spent, left_out, number = (out / "logs.tar.gz").stat().st_size, [], 0
@@ -368,14 +296,14 @@ def report(runs: list[Run], out: Path, left_out: list[str], budget: int) -> None
     (out / "table.md").write_text(text + "\n")
     for run, row in zip(runs, rows):
         if row[-1] == "failed":
-            print(f"--- {run.name}", *_lines(run.folder.parent / f"{run.name}.txt")[-5:], sep="\n")
+            print(f"--- {run.name}", tail(run.log), sep="\n")
     if left_out and budget:
         print(f"no room for the checkpoints of {', '.join(left_out)}")
     print(text)
 
 
 def main() -> None:
-    start = time.monotonic()
+    begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", nargs="*", default=(), choices=sorted(LISTS), help="of the lists above")
     parser.add_argument("--run", action="append", default=[], metavar="'NAME=PRESET KEY=VALUE ...'")
@@ -405,11 +333,11 @@ def main() -> None:
     data = arguments.data.resolve()
     warm([run for run in runs if not run.finished], data)
     ahead = prepare([_run(line, arguments) for name in arguments.ahead for line in LISTS[name]], data, nice=10)
-    end = start + arguments.limit
-    with sharing(arguments.mps, arguments.work / ".mps") as shared:
-        env = {**environment(), **shared}
-        train_all(runs, data, arguments.jobs, end - TEST_SECONDS - STOP_SECONDS - 5, env, arguments.out)
-        test_all(runs, end - 5, env)
+    until = begun + arguments.limit
+    with sharing(arguments.mps) as shared:
+        env = environment(TORCH_ALLOW_TF32_CUBLAS_OVERRIDE="1", **shared)
+        train_all(runs, data, arguments.jobs, until - TEST_SECONDS - STOP_SECONDS - 5, env, arguments.out)
+        test_all(runs, until - 5, env)
     for process in ahead:
         process.terminate()
     budget = int(arguments.pack * 2**20)

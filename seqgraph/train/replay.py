@@ -188,7 +188,7 @@ class CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self.device = torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
         self._first: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, function: Callable[[], Outputs]) -> tuple[Outputs, Callable[[], None]]:
@@ -206,7 +206,7 @@ class CudaRecorder:
         graph = self._recorded(lambda: found.append(function()), self._pool)
         return found[0], graph.replay
 
-    def _recorded(self, function: Callable[[], Any], pool: tuple[int, int]) -> torch.cuda.CUDAGraph:
+    def _recorded(self, function: Callable[[], Any], pool: Any) -> torch.cuda.CUDAGraph:
         graph, generator = torch.cuda.CUDAGraph(), torch.cuda.default_generators[self.device.index]
         spare = generator.clone_state()
         try:
