@@ -26,13 +26,13 @@ def softmax_loss(
         hidden: read-outs, (P, D).
         weight: item vectors, (V, D).
         target: the right items, (P,) int64.
-        budget: bytes of fp32 logits held at once.
+        budget: bytes of fp32 logits and of their logarithms of probabilities held at once.
         count: how many of the predictions count, from the first, () int64; None for all.
 
     Returns:
         Scalar, fp32 or wider; zero (with a gradient path) when P is 0. It can be differentiated once.
     """
-    rows = max(1, budget // (4 * weight.shape[0]))
+    rows = max(1, budget // (8 * weight.shape[0]))
     with torch.autocast(hidden.device.type, enabled=False):
         return _SoftmaxLoss.apply(_wide(hidden), _wide(weight), target, rows, count)
 
@@ -111,17 +111,18 @@ class _SoftmaxLoss(torch.autograd.Function):
         grad_h, grad_w = torch.zeros_like(hidden), torch.zeros_like(weight)
         for start in range(0, len(hidden), rows):
             h, t = hidden[start : start + rows], target[start : start + rows, None]
-            logits = h @ weight.T  # (chunk, V)
-            norm = logits.logsumexp(1, keepdim=True)
-            lost = norm - logits.gather(1, t)
-            total += (lost if counts is None else lost * counts[start : start + rows]).sum()
+            log_p = torch.log_softmax(h @ weight.T, 1)  # (chunk, V)
+            lost = -log_p.gather(1, t)
+            if counts is not None:  # products with rows of zeros are cheaper than another pass over (chunk, V)
+                h, lost = h * counts[start : start + rows], lost * counts[start : start + rows]
+            total += lost.sum()
             if grads:
-                p = logits.sub_(norm).exp_()
-                p = p.scatter_add_(1, t, -torch.ones_like(norm))
-                if counts is not None:
-                    p *= counts[start : start + rows]
+                p = log_p.exp_()
+                p = p.scatter_add_(1, t, -torch.ones_like(lost))
                 grad_h[start : start + rows] = p @ weight
                 grad_w += p.T @ h
+        if counts is not None:
+            grad_h *= counts
         number: Any = max(1, len(hidden)) if count is None else count.clamp_min(1)
         ctx.save_for_backward(grad_h.div_(number), grad_w.div_(number))
         return total / number

@@ -30,6 +30,16 @@ def runner(monkeypatch):
     return module("train_gpu", monkeypatch)
 
 
+@pytest.fixture
+def worker(monkeypatch):
+    return module("train_worker", monkeypatch)
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    return module("train_runs", monkeypatch)
+
+
 def test_every_line_is_a_configuration_and_names_are_unlike(runner):
     jobs = [runner.Job.parse(text) for lines in runner.LISTS.values() for text in lines]
     assert len(jobs) > 60
@@ -65,16 +75,16 @@ def test_the_presets_are_what_was_chosen_by_epochs_in_place_of_the_clock(runner)
             assert now.train.model_copy(update=clock) == ran.train.model_copy(update=clock)
 
 
-def test_a_trial_is_picked_by_validation(runner):
+def test_a_trial_is_picked_by_validation(kept):
     def row(name, valid, test):
         task = {"k": [10, 1], "select_by": "unseen", "select_metric": "NDCG"}
         figures = {"valid": {"NDCG@10-unseen": valid}, "test": {"NDCG@10-unseen": test}}
         return {"name": name, "config": {"task": task}, "words": ["beauty", "model.dropout=0.5", "seed=0"], **figures}
 
     rows = [row("a/m/tune/x", 0.1, 0.9), row("a/m/tune-2/y", 0.2, 0.1), row("a/m/final/1", 0.9, 0.9)]
-    assert runner.best_of(rows, "a/m/tune*")["name"] == "a/m/tune-2/y"
-    assert runner.best_of(rows, "a/m/tune")["name"] == "a/m/tune/x" and runner.best_of(rows, "b/*") is None
-    assert runner.merged(["p", "a=1", "seed=0", "a=2", "seed=1"]) == ["p", "a=2", "seed=1"]
+    assert kept.best_of(rows, "a/m/tune*")["name"] == "a/m/tune-2/y"
+    assert kept.best_of(rows, "a/m/tune")["name"] == "a/m/tune/x" and kept.best_of(rows, "b/*") is None
+    assert kept.merged(["p", "a=1", "seed=0", "a=2", "seed=1"]) == ["p", "a=2", "seed=1"]
 
 
 def test_the_page_never_puts_both_protocols_in_a_table(monkeypatch, tmp_path):
@@ -115,20 +125,20 @@ def order(tmp_path):
     return {"run": tmp_path / "a" / "0", "name": "a/0", "words": words.split(), "data": str(tmp_path / "s.txt")}
 
 
-def test_what_was_stopped_before_its_first_epoch_has_a_result_and_goes_on(runner, order, tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "STOPPED", False)
+def test_what_was_stopped_before_its_first_epoch_has_a_result_and_goes_on(worker, kept, order, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "STOPPED", False)
     monkeypatch.setattr("seqgraph.train.run.train", partial(train, stop_after=2))
-    runner.one(**order)
-    (row,) = runner.results(tmp_path)
-    assert row["cut"] and runner.STOPPED and (row["epochs"], row["best_epoch"], row["steps"]) == (0, 0, 2)
-    assert runner.picked(row) > 0 and row["test"]["HR@10"] > 0
+    worker.one(**order)
+    (row,) = kept.results(tmp_path)
+    assert row["cut"] and worker.STOPPED and (row["epochs"], row["best_epoch"], row["steps"]) == (0, 0, 2)
+    assert kept.picked(row) > 0 and row["test"]["HR@10"] > 0
     monkeypatch.setattr("seqgraph.train.run.train", train)
-    runner.one(**order)
-    (row,) = runner.results(tmp_path)
-    assert not row["cut"] and row["epochs"] == 3 and row["best_epoch"] > 0 and runner.picked(row) > 0
+    worker.one(**order)
+    (row,) = kept.results(tmp_path)
+    assert not row["cut"] and row["epochs"] == 3 and row["best_epoch"] > 0 and kept.picked(row) > 0
 
 
-def test_a_training_that_failed_is_judged_by_what_it_left(runner, order, tmp_path, monkeypatch):
+def test_a_training_that_failed_is_judged_by_what_it_left(worker, kept, order, tmp_path, monkeypatch):
     def failing(*args, **options):
         with pytest.raises(KeyboardInterrupt):
             train(*args, stop_after=8, **options)
@@ -138,20 +148,20 @@ def test_a_training_that_failed_is_judged_by_what_it_left(runner, order, tmp_pat
         raise UserError("no data", "no cure")
 
     monkeypatch.setattr("seqgraph.train.run.train", failing)
-    runner.one(**order)
-    (row,) = runner.results(tmp_path)
-    assert row["cut"] and row["epochs"] >= 1 and runner.picked(row) > 0
+    worker.one(**order)
+    (row,) = kept.results(tmp_path)
+    assert row["cut"] and row["epochs"] >= 1 and kept.picked(row) > 0
     monkeypatch.setattr("seqgraph.train.run.train", at_once)
     with pytest.raises(UserError, match="no data"):
-        runner.one(**{**order, "run": tmp_path / "a" / "1", "name": "a/1"})
+        worker.one(**{**order, "run": tmp_path / "a" / "1", "name": "a/1"})
 
 
-def test_a_damaged_file_of_ranks_does_not_take_the_other_results_along(runner, order, tmp_path, capsys):
-    runner.one(**order)
+def test_a_damaged_file_of_ranks_does_not_take_the_other_results_along(worker, kept, order, tmp_path, capsys):
+    worker.one(**order)
     for kind in ("json", "npz"):
         (tmp_path / "a" / f"1.{kind}").write_bytes((tmp_path / "a" / f"0.{kind}").read_bytes()[:200])
     row = json.loads((tmp_path / "a" / "0.json").read_text())
     (tmp_path / "a" / "1.json").write_text(json.dumps({**row, "name": "a/1"}))
-    runner.pack(tmp_path, tmp_path)
+    kept.pack(tmp_path, tmp_path)
     assert [row["name"] for row in json.loads((tmp_path / "runs.json").read_text())] == ["a/0"]
     assert "a/1: its ranks cannot be read" in capsys.readouterr().out

@@ -120,7 +120,101 @@ _RECBOLE = (
     " model.attention_dropout=0.5 model.norm=post model.max_length=50"
 )
 
+# ---------------------------------------------------------------------------------------------- with replayed steps
+# A step is one launch, so that batches may be small and epochs many. Same rules: equal seconds, trials in pairs.
+_REPLAY = "task.capture=true"
+_EQUAL = f"{_FAST} train.eval_every=4"
+_THREE = "model.n_layers=3 model.norm=post"
+
+
+def _both(data: str, group: str, words: dict[str, str], own: dict[str, str], shared: str, seed: int = 0) -> list[str]:
+    """A trial of each model by turns, of every name in ``words``."""
+    return [
+        f"{data}/{model}/{group}/{name}={_OWN[model]['ml-1m' if data == 'ml-1m' else 'beauty']} {shared} {own[model]} "
+        f"{more} seed={seed}"
+        for name, more in words.items()
+        for model in MODELS
+    ]
+
+
+def _unmasked(seconds: int) -> list[str]:
+    """Epoch and trial by the ranking of every film: longer, in small steps, or wide."""
+    shared = f"{_EQUAL} {_REPLAY} task.select_by=all train.seconds={seconds}"
+    words = {
+        "deep": f"{_THREE} model.dropout=0.2 train.max_tokens=25600",
+        "small": "model.n_layers=2 model.norm=post model.dropout=0.2 train.max_tokens=6400 train.lr=1e-3",
+        "wide": "model.n_layers=2 model.norm=post model.d_model=256 model.dropout=0.4 train.max_tokens=12800"
+        " train.lr=1e-3",
+    }
+    return _both("ml-1m", "all", words, {m: f"train.lr={_RATES[m]}" for m in MODELS}, shared)
+
+
+def _deep(seconds: int, seeds: tuple[int, ...]) -> list[str]:
+    """Three layers with norms behind, for both."""
+    shared = f"{_EQUAL} {_REPLAY} train.max_tokens=25600 train.seconds={seconds} {_THREE} model.dropout=0.2"
+    own = {m: f"train.lr={_RATES[m]}" for m in MODELS}
+    return [line for seed in seeds for line in _both("ml-1m", "deep", {str(seed): ""}, own, shared, seed)]
+
+
+def _sports(seconds: int) -> list[str]:
+    shared = f"{_SHOP} data.file={SETS['sports']}.txt.gz"
+    shared = " ".join(f"train.seconds={seconds}" if w.startswith("train.seconds=") else w for w in shared.split())
+    replay, own = _REPLAY, {"mamba4rec": "model.norm=post", "sasrec": "model.norm=post"}
+    words = {
+        "beauty": f"{replay} model.dropout=0.5",
+        "d128": f"{replay} model.d_model=128 model.dropout=0.6",
+        "d256": f"{replay} model.d_model=256 model.dropout=0.7",
+        "decay": f"{replay} model.d_model=128 model.dropout=0.5 train.weight_decay=0.1",
+        "short": f"{replay} model.d_model=128 model.dropout=0.6 data.max_history=20",
+        # gSASRec's own: its mean over negatives makes small gradients, which a clipped large rate does not cure.
+        "gbce": "task.loss=gbce task.negatives=256 model.dropout=0.3 train.lr=1e-3 train.clip=null",
+    }
+    return _both("sports", "tune", words, own, shared)
+
+
+_BASELINES = {
+    "gru4rec": "model=gru4rec model.d_model={d} model.d_hidden={h} train.precision=32",
+    "lrurec": f"model=lrurec model.d_model={{d}} model.n_layers=2 {_REPLAY}",
+    "bimamba4rec": "model=bimamba4rec model.d_model={d} model.n_layers=2 model.d_state=32 task=cloze",
+    "mamba4rec": f"model.mixer=ssd {_REPLAY}",
+}
+
+
+def _baselines(data: str, seconds: int) -> list[str]:
+    """Two settings of each, in the same seconds."""
+    ml = data == "ml-1m"
+    start = f"ml-1m {_EQUAL} train.max_tokens=25600" if ml else f"beauty {_SHOP} data.file=Beauty.txt.gz"
+    sizes = {"d": 128, "h": 256} if ml else {"d": 64, "h": 256}
+    settings = {"a": "model.dropout=0.2 train.lr=2.8e-3", "b": "model.dropout=0.3 train.lr=1.4e-3"}
+    if not ml:
+        settings = {"a": "model.dropout=0.4 train.lr=1.4e-3", "b": "model.dropout=0.5 train.lr=2.8e-3"}
+    return [
+        f"{data}/{model}/{'ssd' if model == 'mamba4rec' else 'tune'}/{name}={start} {words.format(**sizes)} {more}"
+        f" train.seconds={seconds} seed=0"
+        for name, more in settings.items()
+        for model, words in _BASELINES.items()
+    ]
+
+
+def _sports_finals(seconds: int, seeds: tuple[int, ...]) -> list[str]:
+    return [f"sports/{m}/final/{s}=@sports/{m}/tune* train.seconds={seconds} seed={s}" for s in seeds for m in MODELS]
+
+
 LISTS: dict[str, list[str]] = {
+    # The second session's, in this order on one GPU beside other work: 8 processes and the first line's own.
+    "second": [
+        "ml-1m/mamba4rec/faithful/0=ml-1m-faithful data.file=ml-1m.txt.gz seed=0 share=100",
+        *_unmasked(330),
+        *_baselines("ml-1m", 150),
+        *_sports(90),
+        f"beauty/mamba4rec/faithful/0={_BEAUTY} seed=0",
+        f"beauty/mamba4rec/faithful/1={_BEAUTY} seed=1",
+        *_deep(220, (0, 1)),
+        *_baselines("beauty", 60),
+        *_sports_finals(110, (0, 1, 2)),
+        f"beauty/mamba4rec/faithful/2={_BEAUTY} seed=2",
+        *chain.from_iterable(chain.from_iterable(_chosen(which, 60, (2,)) for which in ("toys", "video-games"))),
+    ],
     # The long ones: as released, from the first minute of the first call to the last of the second.
     "faithful": [
         *(f"ml-1m/mamba4rec/faithful/{s}=ml-1m-faithful seed={s} {_ROWS.format(share=14)}" for s in (0, 1, 2)),
