@@ -31,19 +31,20 @@ NOTES = Path(__file__).parent / "notes.md"
 WEIGHTS = REPOSITORY / "plugins" / "seqgraph_lc_plm" / "weights"
 SHIPPED = "lc-plm-8m"
 INTRODUCTION = """\
-Made by `benchmarks/proteins/results.py`. The same proteins for both (Swiss-Prot 2014_01: one of each of 60,000 of its
-126,357 training clusters, drawn by a fixed seed, cut to 1,022 residues; so an epoch has one protein of a family), task
-(15 %, 80-10-10; evaluation masks all), batches, number of tokens, AdamW, cosine and clipping; bf16. ESM-2 is fair-esm's
-class with new weights: proteins of a batch sorted by length and padded, attention by torch's fused kernels, the same
-function. Weights are chosen on the validation split, penalties of probes on validation rows or by leave-one-out,
-nothing of either model on test data.
-""".splitlines()
+Made by `benchmarks/proteins/results.py`. The same proteins for both (Swiss-Prot 2014_01: one of each of {proteins:,} of
+its 126,357 training clusters, drawn by a fixed seed, cut to 1,022 residues; so an epoch has one protein of a family),
+task (15 %, 80-10-10; evaluation masks all), batches, number of tokens, AdamW, cosine and clipping; bf16. ESM-2 is
+fair-esm's class with new weights: proteins of a batch sorted by length and padded, attention by torch's fused kernels,
+the same function. Weights are chosen on the validation split, penalties of probes on validation rows or by
+leave-one-out, nothing of either model on test data.
+"""
 
 
 def page(options: argparse.Namespace) -> str:
     """The whole page."""
     tune, final, rows = (_json(options.source / name) for name in ("tune.json", "final.json", "rows.json"))
-    lines = ["# Proteins: LC-PLM beside ESM-2", "", *INTRODUCTION, ""]
+    said = INTRODUCTION.format(proteins=final["results"][0]["proteins"])
+    lines = ["# Proteins: LC-PLM beside ESM-2", "", *said.splitlines(), ""]
     if NOTES.is_file():
         lines += [NOTES.read_text().strip(), ""]
     lines += pretraining(tune, final) + [""] + downstream(rows["rows"])
@@ -82,7 +83,7 @@ our own weights in float16. `seqgraph embed lc-plm-8m proteins.fasta OUT` finds 
 
 | | |
 |---|---|
-| data | Swiss-Prot 2014_01 (UniProt Consortium, CC BY 4.0): one protein of each of 60,000 clusters at 50 % identity |
+| data | Swiss-Prot 2014_01 (UniProt Consortium, CC BY 4.0): one of each of {proteins:,} clusters at 50 % identity |
 | training | {tokens:,} tokens in {steps:,} steps, learning rate {lr:g}, seed {seed}, bf16, on one {device} |
 | command | `{command}` |
 | held-out loss | {test:.4f} nats a masked residue (residue frequencies: {unigram}); validation {valid:.4f} |

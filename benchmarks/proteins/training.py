@@ -61,6 +61,7 @@ def one(folder: Path) -> None:
     reached = json.loads((run / "last" / "metrics.json").read_text()) if (run / "last").is_dir() else {}
     taken = found.get("steps", reached.get("steps", 0))
     tokens = tokens_of(config, data, taken)
+    facts = json.loads((run / "config.json").read_text())["facts"]
 
     def tell() -> None:
         say(folder / "result.json", {
@@ -70,7 +71,7 @@ def one(folder: Path) -> None:
             "tflop_per_second": log[-1].get("tflop_per_second") if log else None,
             "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if cuda else None,
             "device": torch.cuda.get_device_name() if cuda else "cpu",
-            "parameters": json.loads((run / "config.json").read_text())["facts"]["parameters"],
+            "parameters": facts["parameters"], "proteins": facts["splits"]["train"],
             **{split: found[split] for split in ("valid", "test", "long")}, "unigram": found["baseline"].get("loss"),
             "curve": [[row["step"], round(row["train_loss"], 4), round(row.get("valid_loss", 0), 4)] for row in log],
             "tokens": tokens,
