@@ -138,20 +138,31 @@ def _both(data: str, group: str, words: dict[str, str], own: dict[str, str], sha
 
 
 def _unmasked(seconds: int) -> list[str]:
-    """Epoch and trial by the ranking of every film: longer, in small steps, or wide."""
-    shared = f"{_EQUAL} {_REPLAY} task.select_by=all train.seconds={seconds}"
+    """Epoch and trial by the ranking of every film: deep, wide, or with the released layers but every position."""
+    shared = f"{_EQUAL} {_REPLAY} task.select_by=all"
+    half = {"mamba4rec": "1.4e-3", "sasrec": "7e-4"}
     words = {
-        "deep": f"{_THREE} model.dropout=0.2 train.max_tokens=25600",
-        "small": "model.n_layers=2 model.norm=post model.dropout=0.2 train.max_tokens=6400 train.lr=1e-3",
-        "wide": "model.n_layers=2 model.norm=post model.d_model=256 model.dropout=0.4 train.max_tokens=12800"
-        " train.lr=1e-3",
+        "deep": f"{_THREE} model.dropout=0.3 train.max_tokens=25600 train.seconds={seconds}",
+        "wide": f"{_THREE} model.d_model=256 model.dropout=0.5 train.max_tokens=12800 train.seconds={seconds}",
+        "released": f"model.d_model=64 model.dropout=0.2 train.max_tokens=6400 train.seconds={seconds * 5 // 8}",
     }
-    return _both("ml-1m", "all", words, {m: f"train.lr={_RATES[m]}" for m in MODELS}, shared)
+    own = {
+        "mamba4rec": {"released": "model.n_layers=1 model.residual=null model.init=mamba4rec train.lr=1e-3"},
+        "sasrec": {"released": "model.n_layers=2 model.norm=post train.lr=1e-3"},
+    }
+    return [
+        line
+        for name, more in words.items()
+        for line in _both(
+            "ml-1m", "all", {name: more},
+            {m: own[m].get(name, f"train.lr={(half if name == 'wide' else _RATES)[m]}") for m in MODELS}, shared
+        )
+    ]  # fmt: skip
 
 
 def _deep(seconds: int, seeds: tuple[int, ...]) -> list[str]:
     """Three layers with norms behind, for both."""
-    shared = f"{_EQUAL} {_REPLAY} train.max_tokens=25600 train.seconds={seconds} {_THREE} model.dropout=0.2"
+    shared = f"{_EQUAL} {_REPLAY} train.max_tokens=25600 train.seconds={seconds} {_THREE} model.dropout=0.3"
     own = {m: f"train.lr={_RATES[m]}" for m in MODELS}
     return [line for seed in seeds for line in _both("ml-1m", "deep", {str(seed): ""}, own, shared, seed)]
 
@@ -204,7 +215,7 @@ LISTS: dict[str, list[str]] = {
     # The second session's, in this order on one GPU beside other work: 8 processes and the first line's own.
     "second": [
         "ml-1m/mamba4rec/faithful/0=ml-1m-faithful data.file=ml-1m.txt.gz seed=0 share=100",
-        *_unmasked(330),
+        *_unmasked(480),
         *_baselines("ml-1m", 150),
         *_sports(90),
         f"beauty/mamba4rec/faithful/0={_BEAUTY} seed=0",
