@@ -2,14 +2,17 @@
 
 Triton's own launch binds some forty arguments by name and asks of each what to specialise on, which takes longer than
 a small kernel runs. A :class:`Launcher` asks only for what can change between its launches, and hands the kernel that
-Triton compiled for an earlier one, ``compiled[grid](...)``, its arguments in order, tensors as addresses.
+Triton compiled for an earlier one, ``compiled[grid](...)``, its arguments in order, tensors as addresses. Where nobody
+keeps a Launcher, :func:`launch` finds it by what all its launches share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 # A tensor, one entry of a tensor along its first dimension, or nothing.
@@ -36,7 +39,7 @@ class Launcher:
         self.special: list[int] = []
         self.tail: list[Any] = []
 
-    def __call__(self, grid: tuple[int, int, int], pointers: Sequence[Pointer], numbers: Sequence[int]) -> None:
+    def __call__(self, grid: tuple[int, int, int], pointers: Sequence[Pointer], numbers: Sequence[int | float]) -> None:
         if self.compiled:
             addresses = _addresses(pointers)
             bits = 0
@@ -56,9 +59,35 @@ class Launcher:
             self.special = [i for i, p in enumerate(given) if not p.do_not_specialize]
             self.compiled[self._key(numbers)] = compiled
 
-    def _key(self, numbers: Sequence[int]) -> tuple[int, ...]:
+    def _key(self, numbers: Sequence[int | float]) -> tuple[int, ...]:
         """What of the numbers chooses a kernel."""
         return tuple([1 if numbers[i] == 1 else numbers[i] % 16 == 0 and 16 for i in self.special])
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; asking the driver takes longer than a launch."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+_launchers: dict[tuple, Launcher] = {}
+
+
+def launch(
+    kernel: Any,
+    grid: tuple[int, int, int],
+    pointers: Sequence[Pointer],
+    numbers: Sequence[int | float],
+    constants: dict[str, Any],
+) -> None:
+    """Launch by a :class:`Launcher` that is kept for these constants, types of pointers and device."""
+    types = [None if p is None else p[0].dtype if type(p) is tuple else p.dtype for p in pointers]  # type: ignore
+    device = next(p[0].device if type(p) is tuple else p.device for p in pointers if p is not None)  # type: ignore
+    key = (kernel, device, *types, *constants.values())
+    found = _launchers.get(key)
+    if found is None:
+        found = _launchers[key] = Launcher(kernel, **constants)
+    found(grid, pointers, numbers)
 
 
 def _addresses(pointers: Sequence[Pointer]) -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from seqgraph_kernels.launch import Launcher
+from seqgraph_kernels.launch import Launcher, launch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import launched
@@ -75,11 +75,11 @@ CALLS = [
 
 
 def test_triton_would_take_the_same_kernel(kernel, launches):
-    launch = Launcher(kernel, BLOCK=16, num_warps=1)
+    launcher = Launcher(kernel, BLOCK=16, num_warps=1)
     chosen = []
     for pointers, numbers in CALLS:
-        launch((3, 1, 1), pointers, numbers)
-        launch((3, 1, 1), pointers, numbers)
+        launcher((3, 1, 1), pointers, numbers)
+        launcher((3, 1, 1), pointers, numbers)
         first, second = launches[-2:]
         kernel[(3, 1, 1)](*pointers, *numbers, BLOCK=16, num_warps=1)
         theirs = launches.pop()
@@ -95,24 +95,41 @@ def _address(value):
 
 
 def test_a_known_launch_skips_triton(kernel, launches, monkeypatch):
-    launch = Launcher(kernel, BLOCK=16, num_warps=1)
-    launch((1, 1, 1), (DATA, None), (5, 7))
+    launcher = Launcher(kernel, BLOCK=16, num_warps=1)
+    launcher((1, 1, 1), (DATA, None), (5, 7))
     monkeypatch.setattr(type(kernel), "run", None)
-    launch((2, 1, 1), (DATA[8:], None), (9, 8))
+    launcher((2, 1, 1), (DATA[8:], None), (9, 8))
     assert launches[1][1] == (2, 1, 1, DATA[8:].data_ptr(), 0, 9, 8, 16)
 
 
 def test_an_entry_is_that_part_of_its_tensor(kernel, launches):
-    launch = Launcher(kernel, BLOCK=16, num_warps=1)
+    launcher = Launcher(kernel, BLOCK=16, num_warps=1)
     rows = torch.zeros(4, 8)
     for _ in range(2):
-        launch((1, 1, 1), ((rows, 3), None), (5, 7))
+        launcher((1, 1, 1), ((rows, 3), None), (5, 7))
     assert [_address(args[3]) for _, args in launches] == [rows[3].data_ptr()] * 2
 
 
 def test_what_gives_no_kernel_is_called_each_time():
     kernel = Interpreted()
-    launch = Launcher(kernel, BLOCK=16)
+    launcher = Launcher(kernel, BLOCK=16)
     for _ in range(3):
-        launch((1, 1, 1), (DATA, None), (5, 7))
+        launcher((1, 1, 1), (DATA, None), (5, 7))
     assert len(kernel.calls) == 3 and kernel.calls[2][2] == {"BLOCK": 16}
+
+
+def test_types_constants_and_what_is_missing_choose_a_launcher(kernel, launches):
+    """The second round must take what the first one kept for the same, and for nothing else."""
+    low, constants = DATA.to(torch.bfloat16), {"BLOCK": 16, "num_warps": 1}
+    calls = [
+        ([DATA, None], constants),
+        ([low, None], constants),
+        ([DATA, DATA], constants),
+        ([DATA, low], constants),
+        ([DATA, None], constants | {"BLOCK": 32}),
+    ]
+    for _ in range(2):
+        for pointers, given in calls:
+            launch(kernel, (1, 1, 1), pointers, (5, 0.5), given)
+    hashes = [name for name, _ in launches]
+    assert hashes[:5] == hashes[5:] and len(set(hashes)) == 5

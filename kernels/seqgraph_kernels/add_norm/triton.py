@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from seqgraph_kernels.add_norm import triton_kernels
 from seqgraph_kernels.add_norm.arguments import NormArguments
+from seqgraph_kernels.launch import launch, multiprocessors
 from seqgraph_kernels.packing import unit_rows
 
 # fp32 values of a row that one thread holds at most, forward and backward (which holds five such rows).
@@ -24,10 +27,13 @@ def forward(args: NormArguments) -> tuple[Tensor, Tensor]:
     total = x.new_empty((T, D) if args.sums else 0, dtype=torch.float32)
     if out.numel():
         with torch.cuda.device_of(x):
-            triton_kernels.outputs[(T,)](
-                x, residual, weight, bias, out, total, x.stride(0), 0 if residual is None else residual.stride(0),
-                args.eps, CENTRE=args.kind == "layer", HAS_RESIDUAL=residual is not None, HAS_BIAS=bias is not None,
-                SUMS=args.sums, **tiles(D, HELD),
+            launch(
+                triton_kernels.outputs, (T, 1, 1), [x, residual, weight, bias, out, total],
+                [x.stride(0), 0 if residual is None else residual.stride(0), args.eps],
+                {
+                    "CENTRE": args.kind == "layer", "HAS_RESIDUAL": residual is not None, "HAS_BIAS": bias is not None,
+                    "SUMS": args.sums, **tiles(D, HELD),
+                },
             )  # fmt: skip
     return out, total
 
@@ -52,16 +58,23 @@ def backward(
     partial = total.new_empty((programs, 1 + has_bias, D), dtype=torch.float32)
     if gx.numel():
         with torch.cuda.device_of(total):
-            triton_kernels.gradients[(programs,)](
-                grad_out.contiguous(), None if grad_total is None else grad_total.contiguous(), total,
-                weight.contiguous(), gx, gresidual, partial, total.stride(0), eps, T, programs, CENTRE=kind == "layer",
-                HAS_BIAS=has_bias, HAS_GRAD_TOTAL=grad_total is not None, APART=gresidual is not None,
-                **tiles(D, HELD_BACKWARD),
+            launch(
+                triton_kernels.gradients, (programs, 1, 1),
+                [
+                    grad_out.contiguous(), None if grad_total is None else grad_total.contiguous(), total,
+                    weight.contiguous(), gx, gresidual, partial,
+                ],
+                [total.stride(0), eps, T, programs],
+                {
+                    "CENTRE": kind == "layer", "HAS_BIAS": has_bias, "HAS_GRAD_TOTAL": grad_total is not None,
+                    "APART": gresidual is not None, **tiles(D, HELD_BACKWARD),
+                },
             )  # fmt: skip
     # Partial sums are added in their order: the same input gives the same bits.
     return gx, gresidual, partial[:, 0].sum(0), partial[:, 1].sum(0) if has_bias else None
 
 
+@cache
 def tiles(D: int, held: int) -> dict[str, int | bool]:
     """Warps for a row, and its cut into tiles of four channels a thread."""
     warps = 1
@@ -75,5 +88,5 @@ def tiles(D: int, held: int) -> dict[str, int | bool]:
 
 def programs_for(rows: int, device: torch.device) -> int:
     """Programs that share the rows of a backward: enough to fill the device, few enough to add up what they leave."""
-    full = RESIDENT * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+    full = RESIDENT * multiprocessors(device) if device.type == "cuda" else 4
     return min(rows, full)

@@ -8,6 +8,7 @@ from torch import Tensor
 from seqgraph_kernels.causal_conv1d import triton_kernels
 from seqgraph_kernels.causal_conv1d.arguments import ConvArguments
 from seqgraph_kernels.dispatch import interpreting
+from seqgraph_kernels.launch import launch
 from seqgraph_kernels.packing import check_borders, unit_rows
 
 # Tokens that one program walks at most, forward and backward. A span reads W - 1 rows twice on either side, and the
@@ -25,11 +26,12 @@ def forward(args: ConvArguments) -> list[Tensor]:
     x = unit_rows(args.x)
     outs = [x.new_empty(x.shape) for _ in args.passes()]
     if x.numel():
-        launch = _Launch(args, x, SPAN, WIDEST)
+        plan = _Launch(args, x, SPAN, WIDEST)
         with torch.cuda.device_of(x):
-            triton_kernels.outputs[launch.grid](
-                x, *launch.parameters, args.cu_seqlens, outs[0], outs[-1], *launch.sizes, **launch.options
-            )
+            launch(
+                triton_kernels.outputs, plan.grid, [x, *plan.parameters, args.cu_seqlens, outs[0], outs[-1]],
+                plan.sizes, plan.options,
+            )  # fmt: skip
     return outs
 
 
@@ -44,18 +46,22 @@ def backward(args: ConvArguments, grads_out: list[Tensor]) -> dict[str, Tensor]:
             grads[name] = like.new_empty(like.shape)
     if not x.numel():
         return {name: value.zero_() for name, value in grads.items()}
-    launch = _Launch(args, x, SPAN_BACKWARD, WIDEST_BACKWARD)
-    spans = launch.spans
-    partial = x.new_empty((launch.grid[1] * launch.grid[2], passes, W + 1, E), dtype=torch.float32)
+    plan = _Launch(args, x, SPAN_BACKWARD, WIDEST_BACKWARD)
+    spans = plan.spans
+    partial = x.new_empty((plan.grid[1] * plan.grid[2], passes, W + 1, E), dtype=torch.float32)
     with torch.cuda.device_of(x):
-        triton_kernels.gradients[launch.grid](
-            x, *launch.parameters, args.cu_seqlens, grads_out[0], grads_out[-1], grads["x"], partial, *launch.sizes,
-            **launch.options,
+        launch(
+            triton_kernels.gradients, plan.grid,
+            [x, *plan.parameters, args.cu_seqlens, grads_out[0], grads_out[-1], grads["x"], partial],
+            plan.sizes, plan.options,
         )  # fmt: skip
-        triton_kernels.add_up[(-(-E // 32), W + 1)](
-            partial, grads["weight"], grads.get("bias"), grads.get("weight_rev"), grads.get("bias_rev"), E, spans, W=W,
-            PASSES=passes, OWN_WEIGHT="weight_rev" in grads, HAS_BIAS="bias" in grads, OWN_BIAS="bias_rev" in grads,
-            BS=32, BD=32, num_warps=1,
+        names = ("weight", "bias", "weight_rev", "bias_rev")
+        launch(
+            triton_kernels.add_up, (-(-E // 32), W + 1, 1), [partial, *(grads.get(name) for name in names)], [E, spans],
+            {
+                "W": W, "PASSES": passes, "OWN_WEIGHT": "weight_rev" in grads, "HAS_BIAS": "bias" in grads,
+                "OWN_BIAS": "bias_rev" in grads, "BS": 32, "BD": 32, "num_warps": 1,
+            },
         )  # fmt: skip
     return grads
 

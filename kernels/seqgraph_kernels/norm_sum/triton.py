@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from seqgraph_kernels.add_norm.triton import programs_for, tiles
+from seqgraph_kernels.launch import launch
 from seqgraph_kernels.norm_sum import triton_kernels
 from seqgraph_kernels.norm_sum.arguments import SumArguments
 from seqgraph_kernels.packing import unit_rows
@@ -21,9 +22,10 @@ def forward(args: SumArguments) -> Tensor:
     out = y.new_empty(T, E)
     if out.numel():
         with torch.cuda.device_of(y):
-            triton_kernels.outputs[(T, args.groups)](
-                y, *_weights(args), z, out, y.stride(0), y.stride(1), 0 if z is None else z.stride(0), E, args.eps,
-                PASSES=passes, HAS_Z=z is not None, **tiles(E // args.groups, HELD),
+            launch(
+                triton_kernels.outputs, (T, args.groups, 1), [y, *_weights(args), z, out],
+                [y.stride(0), y.stride(1), 0 if z is None else z.stride(0), E, args.eps],
+                {"PASSES": passes, "HAS_Z": z is not None, **tiles(E // args.groups, HELD)},
             )  # fmt: skip
     return out
 
@@ -38,10 +40,11 @@ def backward(args: SumArguments, grad_out: Tensor) -> tuple[Tensor, list[Tensor]
     partial = y.new_empty((programs, passes, E), dtype=torch.float32)
     if gy.numel():
         with torch.cuda.device_of(y):
-            triton_kernels.gradients[(programs, args.groups)](
-                grad_out.contiguous(), y, *_weights(args), z, gy, gz, partial, y.stride(0), y.stride(1),
-                0 if z is None else z.stride(0), T * E, E, args.eps, T, programs, PASSES=passes, HAS_Z=z is not None,
-                **tiles(E // args.groups, HELD_BACKWARD),
+            launch(
+                triton_kernels.gradients, (programs, args.groups, 1),
+                [grad_out.contiguous(), y, *_weights(args), z, gy, gz, partial],
+                [y.stride(0), y.stride(1), 0 if z is None else z.stride(0), T * E, E, args.eps, T, programs],
+                {"PASSES": passes, "HAS_Z": z is not None, **tiles(E // args.groups, HELD_BACKWARD)},
             )  # fmt: skip
     # Partial sums are added in their order: the same input gives the same bits.
     return gy, [partial[:, i].sum(0) for i in range(passes)], gz

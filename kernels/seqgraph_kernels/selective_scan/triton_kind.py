@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from seqgraph_kernels.launch import Launcher
+from seqgraph_kernels.launch import Launcher, multiprocessors
 from seqgraph_kernels.selective_scan.arguments import ScanArguments
 
 _kinds: dict[tuple, Kind] = {}
@@ -35,7 +34,8 @@ class Kind:
             True: both and not self.own & {"dt", "A", "dt_bias", "C"} and not self.stacked,
         }
         self.even = self.E % 64 == 0
-        self.processors = _processors(args.x.device)
+        # Those of an H100 where there is no GPU, as in tests.
+        self.processors = multiprocessors(args.x.device) if args.x.is_cuda else 132
         self.sink = args.x.new_empty(4 * max(64, self.N), dtype=torch.float32)
         self.seen: set[tuple] = set()
         self._launchers: dict[tuple, Launcher] = {}
@@ -72,9 +72,3 @@ def kind_of(args: ScanArguments) -> Kind:
 def is_copied(rows: Tensor | None) -> bool:
     """Whether kernels get a copy of B or C: fp32, in rows that touch."""
     return rows is not None and (rows.dtype != torch.float32 or not rows.is_contiguous())
-
-
-@lru_cache
-def _processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; those of an H100 where there is none, as in tests."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
