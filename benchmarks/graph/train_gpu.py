@@ -1,15 +1,15 @@
 """Many trainings at once on one GPU, in pieces: each a process of ``seqgraph train``, stopped and packed in time.
 
-    python benchmarks/graph/train_gpu.py --list first --data DATA --out OUT --limit 520 [--jobs 9] [--mps]
-    python benchmarks/graph/train_gpu.py --list orders molecules first --data DATA --out OUT2 --limit 520   # goes on
+    python benchmarks/graph/train_gpu.py --list all --data DATA --out OUT --limit 1040 [--jobs 12] [--mps]
+    python benchmarks/graph/train_gpu.py --list orders molecules --data DATA --out OUT2 --limit 520   # goes on
     python benchmarks/graph/train_gpu.py --run "name=peptides-func seed=3 train.epochs=50" --data DATA --out OUT
 
-Most runs train by the clock (``train.seconds``), so that their schedules end when the call does; the seconds in the
-lists are for calls of 520 and follow ``--limit``. A run that has not ended by then is stopped as Ctrl-C does it: it
-ends its step and saves its state in ``--work``, where the next call finds it; on another machine ``--from`` takes up
-what an earlier call packed (``--pack MIB``): of finished runs the best weights, of others also what is needed to go
-on, in archives of at most 15 MiB. Unfinished runs are tested at their best epoch so far. ``results.json`` is written
-all along; ``collect.py`` makes the tables of it.
+Long runs train by the clock (``train.seconds``), so that their schedules end when the call does; the seconds in the
+lists are for calls of 1,040 and follow ``--limit``. Steps are replayed (``train.replay``). A run that has not ended by
+then is stopped as Ctrl-C does it: it ends its step and saves its state in ``--work``, where the next call finds it; on
+another machine ``--from`` takes up what an earlier call packed (``--pack MIB``): of finished runs the best weights, of
+others also what is needed to go on, in archives of at most 15 MiB. Unfinished runs are tested at their best epoch so
+far. ``results.json`` is written all along; ``collect.py`` makes the tables of it.
 
 One thread a process: many processes share the cores. tf32 is on. With ``--mps`` the processes' kernels run side by
 side through NVIDIA's multi-process service, if it starts; without, they take turns. A service that

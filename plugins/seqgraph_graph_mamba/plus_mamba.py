@@ -26,7 +26,11 @@ _FIRST_WEIGHT = 0.1
 class PlusMambaLayer(nn.Module):
     """A layer of GNN+ without its residual, and a narrow Mamba over all nodes of a graph beside it::
 
-        h <- dropout(relu(BN(conv(h, e)))) + dropout(BN(W_up mamba(W_down h)))
+        h <- dropout(relu(BN(conv(h, e)))) + dropout(BN(W_up mamba(LN(W_down h))))
+
+    A Mamba multiplies what it reads with what it has made of it, several times over: without the LayerNorm what it says
+    of a node far from all others grows with a power of the distance. While training, BatchNorm's statistics hold that
+    node too and hide it; the running ones do not.
 
     Args:
         d_model: D.
@@ -43,14 +47,14 @@ class PlusMambaLayer(nn.Module):
         self.conv: nn.Module = GCN(d_model) if conv == "gcn" else GINE(d_model)
         self.norm = RowNorm(d_model)
         self.down, self.mixer, self.up = nn.Linear(d_model, width), mixer, nn.Linear(width, d_model, bias=False)
-        self.mixer_norm = RowNorm(d_model)
+        self.mixer_in, self.mixer_norm = nn.LayerNorm(width), RowNorm(d_model)
         nn.init.constant_(self.mixer_norm.weight, _FIRST_WEIGHT)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, edge_index: Tensor, edge: Tensor, tokens: Arrangement) -> Tensor:
         """h (V, D), edge_index (2, M), edge (M, D) -> new h."""
         local = self.dropout(torch.relu(self.norm(self.conv(h, edge_index, edge))))
-        return local + self.dropout(self.mixer_norm(self.up(self.mixer(self.down(h), tokens))))
+        return local + self.dropout(self.mixer_norm(self.up(self.mixer(self.mixer_in(self.down(h)), tokens))))
 
 
 class PlusMamba(GraphModel):

@@ -16,6 +16,7 @@ from seqgraph_graph_mamba.layer import GraphMambaLayer, PermutedMixer
 from seqgraph_graph_mamba.model import GraphMamba
 from seqgraph_graph_mamba.norm import RowNorm
 from seqgraph_graph_mamba.ordering import Chance, Prioritizer
+from seqgraph_graph_mamba.plus_mamba import PlusMambaLayer
 
 
 def _count(module: nn.Module) -> int:
@@ -210,3 +211,24 @@ def test_gradients_of_gated_gcn(update_edges):
 
     held = [v.detach().clone().requires_grad_() for v in (x, edge, *layer.parameters())]
     assert torch.autograd.gradcheck(run, held)
+
+
+def test_a_node_far_from_the_others_does_not_grow_in_the_narrow_branch(graphs):
+    """As a Mamba's output would: with a power of the distance."""
+    torch.manual_seed(0)
+    batch, size = collate(graphs[-1:]), graphs[-1].num_nodes
+    layer = PlusMambaLayer(16, "gcn", 8, PermutedMixer(BiMamba(8, expand=1)), dropout=0.0).eval()
+    rows = torch.arange(size)
+    tokens = Arrangement(rows, batch.cu_seqlens, rows[None])
+    heard = {}
+    layer.mixer.register_forward_hook(lambda module, inputs, output: heard.update(out=output))
+    found, bare = [], []
+    h = torch.randn(size, 16)
+    for scale in (30.0, 3000.0):
+        far = h.clone()
+        far[3] *= scale
+        with torch.no_grad():
+            layer(far, batch.edge_index, torch.zeros(batch.num_edges, 16), tokens)
+            found.append(float(heard["out"].abs().max()))
+            bare.append(float(layer.mixer.mamba(layer.down(far), batch.cu_seqlens).abs().max()))
+    assert bare[1] > 1e4 * bare[0] and found[1] < 2 * found[0]

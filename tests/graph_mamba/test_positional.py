@@ -11,6 +11,7 @@ from seqgraph_graph_mamba import positional
 from seqgraph_graph_mamba.graph import Graph, collate
 from seqgraph_graph_mamba.positional import (
     LaplacianEncoder,
+    RandomWalkEncoder,
     encode_batch,
     encode_positions,
     laplacian_encoding,
@@ -83,3 +84,13 @@ def test_signs_flip_in_training_only():
     results = {tuple(encoder.train()(pe, batch).detach().flatten().tolist()) for _ in range(40)}
     assert 2 <= len(results) <= 8
     assert torch.equal(encoder.eval()(pe, batch), encoder(pe, batch))
+
+
+def test_a_return_that_is_rare_in_training_is_no_outlier_without_bound():
+    """Three steps lead back in a ring of three alone: next to no molecule has one."""
+    encoder, batch = RandomWalkEncoder(3, 4, norm=True).eval(), collate([Graph(torch.zeros(1, 1), torch.zeros(2, 0))])
+    encoder.norm.running_mean.zero_()
+    encoder.norm.running_var.copy_(torch.tensor([0.0, 1.0, 1e-8]))
+    first, second = (encoder(torch.tensor([[0.0, 0.5, value]]), batch) for value in (0.1, 10.0))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, encoder(torch.tensor([[0.0, 0.5, 0.01]]), batch))
