@@ -1,9 +1,10 @@
 """benchmarks/results/recommendation.md from what train_gpu.py brought back.
 
     python benchmarks/recommendation/report.py OUT [OUT2 ...] --notes benchmarks/recommendation/notes.md
-        --epochs rec-epoch.json --serving serving.txt -o benchmarks/results/recommendation.md
+        --epochs rec-epoch.json [...] --serving serving.txt -o benchmarks/results/recommendation.md
 
-Each OUT holds runs.json and ranks.npz; of a run that several have, the last counts. The page's fixed words are here;
+Each OUT holds runs.json and ranks.npz; of a run that several have, the last counts; --drop leaves out the runs whose
+names a pattern matches in all but the last. The page's fixed words are here;
 what was learnt from the numbers is written by a person in NOTES and put in front of the tables. EPOCHS is what
 epoch_gpu.py wrote, SERVING what serving.py printed. Every run's words and figures come beside
 the page, as NAME-runs.json.
@@ -13,8 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Iterator
+from fnmatch import fnmatch
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +36,13 @@ SETS = {
     "video-games": "Amazon Video Games (24,303 users, 10,672 items)",
 }
 PROTOCOLS = {"": "every item ranked (unmasked)", "-unseen": "items that the user has seen left out (masked)"}
-NAMES = {"mamba4rec": "Mamba4Rec", "sasrec": "SASRec", "gru4rec": "GRU4Rec"}
+NAMES = {
+    "mamba4rec": "Mamba4Rec",
+    "sasrec": "SASRec",
+    "gru4rec": "GRU4Rec",
+    "lrurec": "LRURec",
+    "bimamba4rec": "Bidirectional Mamba, cloze",
+}
 PUBLISHED: dict[tuple[str, str], list[tuple[str, str, str]]] = {
     ("ml-1m", ""): [
         ("Mamba4Rec, one layer: its paper", ".3121", ".1822"),
@@ -71,33 +81,49 @@ ASKED = {
 ROWS = (
     ("mamba4rec", "strong", "Mamba4Rec, strong"),
     ("sasrec", "strong", "SASRec, strong"),
+    ("mamba4rec", "deep", "Mamba4Rec, strong, three layers, replayed steps"),
+    ("sasrec", "deep", "SASRec, strong, three layers with norms behind, replayed steps"),
+    ("mamba4rec", "all", "Mamba4Rec, strong, chosen unmasked"),
+    ("sasrec", "all", "SASRec, strong, chosen unmasked"),
+    ("mamba4rec", "ssd", "Mamba4Rec, strong, SSD mixer, best of two trials"),
+    ("gru4rec", "tune", "GRU4Rec, strong setting, best of two trials"),
+    ("lrurec", "tune", "LRURec, strong setting, best of two trials"),
+    ("bimamba4rec", "tune", "Bidirectional Mamba, cloze, best of two trials"),
     ("mamba4rec", "faithful", "Mamba4Rec, as released"),
     ("mamba4rec", "faithful-2", "Mamba4Rec, as released, two layers"),
     ("sasrec", "faithful", "SASRec, as in RecBole"),
-    ("mamba4rec", "ssd", "Mamba4Rec, strong, SSD mixer"),
-    ("gru4rec", "untuned", "GRU4Rec, strong setting, not tuned"),
 )
+TRIED = ("tune*", "all", "ssd")
+"""Groups of trials: one seed each, of which the best on validation is shown."""
+
 Rows = list[dict[str, Any]]
 
 
-def read(folders: list[Path]) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
-    """Runs by name, and ranks by run and protocol."""
+def read(folders: list[Path], drop: str = "") -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """Runs by name, and ranks by run and protocol; without those that ``drop`` matches, but for the last folder's."""
     runs: dict[str, dict[str, Any]] = {}
     ranks: dict[str, np.ndarray] = {}
     for folder in folders:
-        runs |= {row["name"]: row for row in json.loads((folder / "runs.json").read_text())}
+        rows = json.loads((folder / "runs.json").read_text())
+        old = {row["name"] for row in rows if drop and folder != folders[-1] and re.search(drop, row["name"])}
+        runs |= {row["name"]: row for row in rows if row["name"] not in old}
         with np.load(folder / "ranks.npz") as found:
-            ranks |= {name: found[name] for name in found}
+            ranks |= {name: found[name] for name in found if name.rpartition("/")[0] not in old}
     return runs, ranks
 
 
 def of(runs: dict[str, dict[str, Any]], data: str, model: str, kind: str) -> Rows:
-    """The runs of one row, a seed each; of the strong setting the finals, or the best trial while there are none."""
-    head = f"{data}/{model}/"
-    group = "final" if kind == "strong" else kind
-    found = [row for name, row in sorted(runs.items()) if name.rpartition("/")[0] == head + group]
-    trials = [row for name, row in runs.items() if name.startswith(head + "tune")]
-    return [max(trials, key=picked)] if kind == "strong" and trials and not found else found
+    """The runs of one row: a seed each, or the best trial; of the strong setting the trials while nothing is final."""
+    found = [row for name, row in sorted(runs.items()) if name.startswith(f"{data}/{model}/")]
+    group = [row for row in found if _group(row) == ("final" if kind == "strong" else kind)]
+    if (kind == "strong" and not group) or kind in TRIED or kind == "tune":
+        group = [row for row in found if fnmatch(_group(row), "tune*" if kind in ("strong", "tune") else kind)]
+        return [max(group, key=picked)] if group else []
+    return group
+
+
+def _group(row: dict[str, Any]) -> str:
+    return str(row["name"].split("/")[2])
 
 
 def picked(row: dict[str, Any]) -> float:
@@ -155,11 +181,12 @@ def targets(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|---|"
     for (data, suffix), asked in ASKED.items():
         cells: list[str] = []
-        if not of(runs, data, "mamba4rec", "strong") or not of(runs, data, "sasrec", "strong"):
+        kind = "strong" if suffix or not of(runs, data, "mamba4rec", "all") else "all"
+        if not of(runs, data, "mamba4rec", kind) or not of(runs, data, "sasrec", kind):
             continue
         for model in ("mamba4rec", "sasrec"):
-            rows = of(runs, data, model, "strong")
-            got = [statistics.mean(row["test"][f"{kind}@10{suffix}"] for row in rows) for kind in ("HR", "NDCG")]
+            rows = of(runs, data, model, kind)
+            got = [statistics.mean(row["test"][f"{what}@10{suffix}"] for row in rows) for what in ("HR", "NDCG")]
             over = [round(a, 4) >= b for a, b in zip(got, asked, strict=True)]
             word = (
                 "reached"
@@ -194,7 +221,7 @@ def comparisons(runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray]) -
     yield "| data | setting | protocol | metric | Mamba4Rec | SASRec | difference | 95 % interval | p | seeds |"
     yield "|---|---|---|---|---|---|---|---|---|---|"
     for data in SETS:
-        for setting in ("strong", "faithful"):
+        for setting in ("strong", "deep", "all", "faithful"):
             sides = [of(runs, data, model, setting) for model in ("mamba4rec", "sasrec")]
             if not all(sides):
                 continue
@@ -211,19 +238,20 @@ def comparisons(runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray]) -
 
 def trials(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
     """Every trial by its validation figure, with what it does not share with all others."""
-    for data in SETS:
-        for model, name in NAMES.items():
-            rows = [row for key, row in runs.items() if key.startswith(f"{data}/{model}/tune")]
-            if not rows:
-                continue
-            own = [[w for w in row["words"] if not w.startswith("seed=")] for row in rows]
-            shared = [w for w in own[0] if all(w in words for words in own)]
-            yield f"\n**{data}, {name}**, {len(rows)} trials of `{' '.join(shared)}`\n"
-            yield "| trial | validation | epochs (best) | settings |\n|---|---|---|---|"
-            for row, words in sorted(zip(rows, own, strict=True), key=lambda pair: -picked(pair[0])):
-                epochs = f"{row['epochs']}{'*' * row['cut']} ({row['best_epoch']})"
-                said = " ".join(w for w in words if w not in shared)
-                yield f"| {row['name'].rpartition('/')[2]} | {picked(row):.4f} | {epochs} | `{said}` |"
+    for data, model, pattern in product(SETS, NAMES, TRIED):
+        rows = [row for row in runs.values() if row["name"].startswith(f"{data}/{model}/")]
+        rows = [row for row in rows if fnmatch(_group(row), pattern)]
+        if not rows:
+            continue
+        own = [[w for w in row["words"] if not w.startswith("seed=")] for row in rows]
+        shared = [w for w in own[0] if all(w in words for words in own)]
+        name = NAMES[model] + {"all": ", chosen unmasked", "ssd": ", SSD mixer"}.get(pattern, "")
+        yield f"\n**{data}, {name}**, {len(rows)} trials of `{' '.join(shared)}`\n"
+        yield "| trial | validation | epochs (best) | settings |\n|---|---|---|---|"
+        for row, words in sorted(zip(rows, own, strict=True), key=lambda pair: -picked(pair[0])):
+            epochs = f"{row['epochs']}{'*' * row['cut']} ({row['best_epoch']})"
+            said = " ".join(w for w in words if w not in shared)
+            yield f"| {row['name'].rpartition('/')[2]} | {picked(row):.4f} | {epochs} | `{said}` |"
 
 
 _RULES = """## How
@@ -234,14 +262,20 @@ every position of packed histories, softmax, bf16, cosine schedule; epoch and tr
 validation, and both protocols' figures from those weights. *As released*: every prefix an example, last position, the
 release's initialisation, fp32, Adam at 1e-3, patience of 10 epochs on NDCG@10 unmasked. Both models had the same number
 of trials, one seed each, and the same seconds a trial (MovieLens-1M 115, Beauty 50); what won was trained anew with
-every seed (215, 75, and 60 on the other sets). Sports, Toys and Video Games had no trials of their own: they were
-trained with what won on Beauty. Mean ± standard deviation (n - 1) over as many seeds as the table says; a star marks a
+every seed (215, 75, and 60 on the other sets). Toys and Video Games had no trials of their own: they were trained with
+what won on Beauty. The second list replays steps as CUDA graphs (`task.capture`), and again gives both models the same
+settings and seconds, begun in pairs: MovieLens-1M chosen *unmasked* (480 s; the released layers at every position
+300), three layers with norms behind for both (220 a seed), six trials on Sports (90; the best anew with every seed,
+110). GRU4Rec (fp32, steps not replayed), LRURec, the cloze model (not replayed) and the SSD mixer had two settings each
+(MovieLens-1M 150 s, Beauty 60), of which the better one on validation is shown.
+Mean ± standard deviation (n - 1) over as many seeds as the table says; a star marks a
 training that the time limit cut. *s a training*: on the clock, beside the other trainings. Published rows: as printed
 by their authors, from other harnesses.
 
 ```
 python benchmarks/recommendation/train_gpu.py --list faithful tune --data DATA --out TUNING --limit 368 --jobs 10 --mps
 python benchmarks/recommendation/train_gpu.py --list chosen --data DATA --out FINALS --limit 366 --jobs 11 --mps
+python benchmarks/recommendation/train_gpu.py --list second --data DATA --out SECOND --limit 1020 --jobs 8 --mps
 python benchmarks/recommendation/epoch_gpu.py --data DATA --seconds 40 --out rec-epoch.json
 python benchmarks/recommendation/serving.py --part step topk memory --device cuda --seconds 0.15
 ```
@@ -253,7 +287,12 @@ with about the epochs that were done in place of the clock: `seqgraph train ml-1
 
 
 def page(
-    runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray], notes: str, name: str, epochs: str, serving: str
+    runs: dict[str, dict[str, Any]],
+    ranks: dict[str, np.ndarray],
+    notes: str,
+    name: str,
+    epochs: list[str],
+    serving: str,
 ) -> Iterator[str]:
     """The whole page."""
     rows = list(runs.values())
@@ -271,7 +310,7 @@ def page(
     yield "Paired bootstrap over users, 10,000 draws, of each user's mean over seeds: the intervals hold the luck of"
     yield "drawing users, not that of training, and are not corrected for there being thirty of them.\n"
     yield "\n".join(comparisons(runs, ranks))
-    yield "\n## Trials\n\nNDCG@10 on the validation events, masked, one seed each; the first is what was trained anew."
+    yield "\n## Trials\n\nNDCG@10 on the validation events, masked but where it says otherwise, one seed each."
     yield "\n".join(trials(runs))
     yield "\n## Time in the runs\n\n| data | model | setting | s an epoch | s a training | peak, MiB |"
     yield "|---|---|---|---|---|---|"
@@ -280,13 +319,13 @@ def page(
             if chosen := of(runs, data, model, kind):
                 mean = {k: statistics.mean(r[k] for r in chosen) for k in ("epoch_seconds", "seconds", "peak_mib")}
                 yield (
-                    f"| {data} | {NAMES[model]} | {label.partition(', ')[2]} | {mean['epoch_seconds']:.2f} "
+                    f"| {data} | {NAMES[model]} | {label.partition(', ')[2] or kind} | {mean['epoch_seconds']:.2f} "
                     f"| {mean['seconds']:.0f} | {mean['peak_mib']:,.0f} |"
                 )
     yield "\nBeside other processes on the same GPU, evaluations in the peak: not how fast a model is."
     if epochs:
         yield "\n## An epoch of MovieLens-1M, alone on a GPU\n"
-        yield "\n".join(speeds(json.loads(epochs)))
+        yield "\n\n".join("\n".join(speeds(json.loads(one))) for one in epochs)
     if serving:  # the command's own lines: its machine first, then tables
         first, *lines = [line for line in serving[serving.rindex("torch 2") :].splitlines() if not line.startswith("#")]
         yield f"\n## The next event of a user, on a GPU\n\n{first.partition(', load')[0]}.\n"
@@ -299,14 +338,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--notes", type=Path)
-    parser.add_argument("--epochs", type=Path)
+    parser.add_argument("--drop", default="", metavar="REGEX", help="names of runs not to take from older folders")
+    parser.add_argument("--epochs", nargs="*", type=Path, default=[], help="one of each machine")
     parser.add_argument("--serving", type=Path)
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
-    runs, ranks = read(options.folders)
-    given = [path.read_text() if path else "" for path in (options.notes, options.epochs, options.serving)]
+    runs, ranks = read(options.folders, options.drop)
+    notes, serving = (path.read_text() if path else "" for path in (options.notes, options.serving))
     stem = options.output.stem if options.output else "recommendation"
-    text = "\n".join(page(runs, ranks, given[0], stem, *given[1:])) + "\n"
+    epochs = [path.read_text() for path in options.epochs]
+    text = "\n".join(page(runs, ranks, notes, stem, epochs, serving)) + "\n"
     if options.output:
         lines = ",\n".join(json.dumps(kept(row)) for row in runs.values())
         options.output.with_name(f"{stem}-runs.json").write_text(f"[\n{lines}\n]\n")

@@ -104,12 +104,38 @@ def test_the_page_never_puts_both_protocols_in_a_table(monkeypatch, tmp_path):
                 "versions": {"torch": "2"},
             }  # fmt: skip
             ranks |= {f"{name}/{which}": rng.integers(1, 30, 40) for which in ("all", "unseen")}
-    page = "\n".join(report.page(runs, ranks, "", "x", "", ""))
+    page = "\n".join(report.page(runs, ranks, "", "x", [], ""))
     plain, masked = page.split("### ml-1m: ")[1:]
     assert ".3100 ± .0000" in plain and ".6100" not in plain and ".6100 ± .0000" in masked.partition("## ")[0]
     assert "| ml-1m | masked | .3290, .1890 | .6100, .6100 | reached | .3500, .3500 | reached | 2 |" in page
     assert "| ml-1m | unmasked | .3300, .1930 | .3100, .3100 | HR missed | .0500, .0500 | missed | 2 |" in page
     assert json.loads(json.dumps(report.kept(runs["ml-1m/sasrec/final/0"])))["test"]["HR@10-unseen"] == 0.35
+
+
+def test_of_trials_the_best_on_validation_is_shown_and_old_runs_can_be_dropped(monkeypatch, tmp_path):
+    report = module("report", monkeypatch)
+    task = {"k": [10], "select_by": "all", "select_metric": "NDCG"}
+
+    def row(name, valid):
+        return {"name": name, "config": {"task": task}, "valid": {"NDCG@10": valid}}
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    names = {old: {"a/m/faithful/0": 0.1, "a/m/faithful/1": 0.1, "a/m/final/0": 0.3, "a/m/tune/x": 0.9},
+             new: {"a/m/faithful/0": 0.2, "a/m/all/p": 0.1, "a/m/all/q": 0.2, "a/m/tune-2/y": 0.95}}  # fmt: skip
+    for folder, rows in names.items():
+        folder.mkdir()
+        (folder / "runs.json").write_text(json.dumps([row(*item) for item in rows.items()]))
+        np.savez(folder / "ranks.npz", **{f"{name}/{which}": [1] for name in rows for which in ("all", "unseen")})
+    runs, ranks = report.read([old, new], "faithful")
+
+    def shown(kind):
+        return [found["name"] for found in report.of(runs, "a", "m", kind)]
+
+    assert shown("faithful") == ["a/m/faithful/0"] and "a/m/faithful/1/all" not in ranks
+    assert runs["a/m/faithful/0"]["valid"]["NDCG@10"] == 0.2
+    assert shown("strong") == ["a/m/final/0"] and shown("all") == ["a/m/all/q"] and shown("tune") == ["a/m/tune-2/y"]
+    del runs["a/m/final/0"]
+    assert shown("strong") == ["a/m/tune-2/y"] and shown("deep") == []
 
 
 @pytest.fixture
