@@ -83,7 +83,8 @@ def launch(
     """Launch by a :class:`Launcher` that is kept for these constants, types of pointers and device."""
     types = [None if p is None else p[0].dtype if type(p) is tuple else p.dtype for p in pointers]  # type: ignore
     device = next(p[0].device if type(p) is tuple else p.device for p in pointers if p is not None)  # type: ignore
-    key = (kernel, device, *types, *constants.values())
+    # Triton's functions take a while to hash.
+    key = (id(kernel), device, *types, *constants.values())
     found = _launchers.get(key)
     if found is None:
         found = _launchers[key] = Launcher(kernel, **constants)

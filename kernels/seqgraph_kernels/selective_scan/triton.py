@@ -58,13 +58,15 @@ def forward(args: ScanArguments, save: bool) -> tuple[Tensor, Tensor, Tensor]:
 def backward(args: ScanArguments, grad_out: Tensor, grad_end: Tensor | None, checkpoints: Tensor) -> dict[str, Tensor]:
     """Gradients by argument name. Every argument of ``args`` that is present gets one."""
     kind = kind_of(args)
+    if grad_out.dtype != args.x.dtype or not grad_out.is_contiguous():
+        grad_out = grad_out.to(args.x.dtype).contiguous()
     if _is_first(kind, "backward", grad_end is None):
         one = small(args, WIDE, 2 * CHUNK, 1)
         grads = one.x.new_zeros((2, *one.x.shape) if args.stacked else one.x.shape)
         saved = one.x.new_zeros(checkpoint_shape(one), dtype=torch.float32)
         last = None if grad_end is None else saved.new_zeros(kind.passes, 1, *args.A.shape)
         _Call(kind, one, adjoint=True, plan=Plan(CHUNK, 2)).backward(grads, last, saved)
-    return _Call(kind, args, adjoint=True).backward(grad_out.to(args.x.dtype).contiguous(), grad_end, checkpoints)
+    return _Call(kind, args, adjoint=True).backward(grad_out, grad_end, checkpoints)
 
 
 def _is_first(kind: Kind, *what: object) -> bool:
@@ -95,7 +97,7 @@ class _Call:
         self.bias = _full(args.dt_bias, args.dt_bias_rev)
         z = self.z = None if args.z is None else unit_rows(args.z)
         self.z_stride = 0 if z is None else z.stride(0)
-        self.start = None if args.initial_state is None else args.initial_state.float().contiguous()
+        self.start = None if args.initial_state is None else _plain(args.initial_state)
         self.rounds = max(self.S - 1, 0).bit_length()
         # Two channels to a lane, where they can be loaded as one.
         even = kind.even and self.z_stride % 2 == 0
@@ -116,9 +118,9 @@ class _Call:
         """fp32 on the device of the inputs."""
         return self.args.x.new_empty(shape, dtype=torch.float32)
 
-    def each(self, stacked: Tensor | None, missing: Tensor | None = None) -> Pair:
+    def each(self, stacked: Tensor | None) -> Pair:
         """The entries of a tensor with one for each direction."""
-        return (missing, missing) if stacked is None else ((stacked, 0), (stacked, self.kind.passes - 1))
+        return (None, None) if stacked is None else ((stacked, 0), (stacked, self.kind.passes - 1))
 
     def pairs(self, *values: Pair) -> list[Pointer]:
         """Arguments for both directions: first those of the first, then those of the last."""
@@ -211,7 +213,7 @@ class _Call:
                         [
                             *self.pairs(
                                 self.x, self.dt, self.A, B, C, self.D, self.bias, self.each(self.start),
-                                self.each(carry, kind.sink), self.each(chunks), self.each(end), outs,
+                                carry or (kind.sink, kind.sink), self.each(chunks), self.each(end), outs,
                             ),
                             self.z, self.cu, kind.sink,
                         ],
@@ -220,22 +222,24 @@ class _Call:
                             int(self.cut), n0,
                         ],
                     )  # fmt: skip
-        return out.to(args.x.dtype), end, self.empty(0) if chunks is None else chunks
+        out = out if out.dtype == args.x.dtype else out.to(args.x.dtype)
+        return out, end, self.empty(0) if chunks is None else chunks
 
-    def carry(self, x: Pair, B: Pair, first: Tensor | None) -> Tensor | None:
+    def carry(self, x: Pair, B: Pair, first: Tensor | None) -> Pair | None:
         """State, (directions, slots, E, N), that each span starts from, where segments have several spans; in the
         backward the gradient that reaches its end, made from gradients as ``x`` and C as ``B``."""
         if not self.cut:
             return None
         kind, E, N = self.kind, self.E, self.N
         passes, adjoint, paired = kind.passes, self.adjoint, kind.paired[self.adjoint]
-        local = self.empty(passes, self.slots, E, N)
-        steps = self.empty(passes, self.slots, E)
+        each, steps = self.slots * E, _aligned(passes * self.slots * E * N)
+        memory = self.empty(steps + passes * _aligned(each))
         # A pair holds twice the states.
         halves, warps = (1, _warps(E, 1)) if paired else (self.halves, self.warps)
         NB = min(STATES, -(-N // 4) * 4)
         blocks = -(-E // (32 * warps * halves))
-        locals_, sums = self.each(local), self.each(steps)
+        locals_: Pair = (memory, 0), (memory, (passes - 1) * each * N)
+        sums: Pair = (memory, steps), (memory, steps + (passes - 1) * _aligned(each))
         launch = kind.launcher(triton_states.local_states, self.of_states, halves, warps, adjoint)
         for n0 in range(0, N, NB):
             launch(
@@ -250,13 +254,13 @@ class _Call:
             [*self.pairs(self.A, locals_, sums, self.each(first)), self.cu],
             [E, self.S, self.span, -(-E // BD)],
         )
-        return local
+        return locals_
 
     def backward(self, grad_out: Tensor, grad_end: Tensor | None, checkpoints: Tensor) -> dict[str, Tensor]:
         args, kind, T, E, N, S = self.args, self.kind, self.T, self.E, self.N, self.S
         passes, own = kind.passes, kind.own
         grads: Pair = self.each(grad_out) if kind.stacked else (grad_out, grad_out)
-        ends = None if grad_end is None else grad_end.float().contiguous()
+        ends = None if grad_end is None else _plain(grad_end)
         # Two walks share a gradient in its own precision; more of them, over parts of many states, need fp32.
         exact = STATES_BACKWARD * (3 - passes) < N
         total: dict[str, Tensor] = {}
@@ -283,8 +287,9 @@ class _Call:
         # Partial sums, added up below in an order that does not change; rounded as the sums themselves will be, but for
         # fp16, whose range is too short.
         gB, gC = (args.x.new_empty((passes, blocks, T, N), dtype=_rounded(t)) for t in (args.B, args.C))
-        gA = self.empty(passes, self.slots, E, N)
-        gD, gbias = (self.empty(passes, self.slots, E) for _ in "Db")
+        rows, states = _aligned(passes * self.slots * E), _aligned(passes * self.slots * E * N)
+        memory = self.empty(states + 2 * rows)
+        parts: list[Pointer] = [(memory, 0), (memory, states), (memory, states + rows)]
         scratch = args.x.new_empty((programs * (CHUNK // GROUP) * LANES * NB,), dtype=_rounded(args.x))
         # Each in 16 bytes of its own.
         tickets = args.x.new_empty((-(-N // NB), 4), dtype=torch.int32)
@@ -299,8 +304,8 @@ class _Call:
                         *self.pairs(
                             self.x, self.dt, self.A, B, C, self.D, self.bias, grads, _twice(gx), _twice(gdt)
                         ),
-                        gB, gC, checkpoints, kind.sink if carry is None else carry, ends, total.get("initial_state"),
-                        gA, gD, gbias, self.z, gz, self.cu, scratch, (tickets, i),
+                        gB, gC, checkpoints, kind.sink if carry is None else carry[0], ends, total.get("initial_state"),
+                        *parts, self.z, gz, self.cu, scratch, (tickets, i),
                     ],
                     [
                         self.z_stride, T, E, S, self.rounds, self.span, self.slots, checkpoints.shape[1], blocks, items,
@@ -312,7 +317,7 @@ class _Call:
             columns = max(-(-E * N // TILES["NARROW"]), -(-T * N // TILES["WIDE"]))
             launch(
                 (columns, 5, passes),
-                [gA, gD, gbias, gB, gC, *(one for one, _ in added), *(other for _, other in added)],
+                [*parts, gB, gC, *(one for one, _ in added), *(other for _, other in added)],
                 [T, E, self.slots, blocks, passes],
             )
         return total
@@ -322,8 +327,13 @@ def _full(first: Tensor | None, second: Tensor | None) -> tuple[Tensor | None, T
     """A pair of small arguments in fp32; zeros stand for the first where only the second is there."""
     if first is None and second is not None:
         first = torch.zeros_like(second)
-    one = None if first is None else first.float().contiguous()
-    return one, one if second is None else second.float().contiguous()
+    one = None if first is None else _plain(first)
+    return one, one if second is None else _plain(second)
+
+
+def _plain(t: Tensor) -> Tensor:
+    """fp32, neighbours touching."""
+    return t if t.dtype == torch.float32 and t.is_contiguous() else t.float().contiguous()
 
 
 def _twice(pair: tuple[Tensor | None, Tensor | None]) -> Pair:
@@ -333,6 +343,11 @@ def _twice(pair: tuple[Tensor | None, Tensor | None]) -> Pair:
 def _power(n: int) -> int:
     """The next power of two."""
     return 1 << (n - 1).bit_length()
+
+
+def _aligned(n: int) -> int:
+    """So many fp32 numbers or up to three more: what follows them in memory starts at 16 bytes, as Triton prefers."""
+    return -(-n // 4) * 4
 
 
 def _rounded(like: Tensor) -> torch.dtype:

@@ -42,7 +42,8 @@ class Kind:
 
     def launcher(self, kernel: Any, constants: Callable[..., dict[str, Any]], *variant: Any) -> Launcher:
         """The kernel with ``constants(*variant)``."""
-        key = (kernel, *variant)
+        # Triton's functions take a while to hash.
+        key = (id(kernel), *variant)
         found = self._launchers.get(key)
         if found is None:
             found = self._launchers[key] = Launcher(kernel, **constants(*variant))
