@@ -148,32 +148,34 @@ def _lines(path: Path) -> list[str]:
 
 # ---------------------------------------------------------------------- the data
 _PREPARE = """
-import sys
+import json, sys
 from seqgraph.config import load_config
 from seqgraph.train.run import build_data, build_task
-config = load_config(sys.argv[1], sys.argv[2:])
-build_task(config, build_data(config))
+for source, *overrides in json.loads(sys.argv[1]):
+    config = load_config(source, overrides)
+    build_task(config, build_data(config))
 """
 
 
 def prepare(runs: list[Run], data: Path, *, nice: int = 0) -> list[subprocess.Popen[bytes]]:
     """Begin to put positional encodings and orders on disk, once for all runs that read them, with half of the cores.
 
-    Threads that wait must sleep: beside other jobs, spinning ones have held this up for ten minutes.
+    A process for each data set does one after the other, as encodings are the same for several orders. Threads that
+    wait must sleep: beside other jobs, spinning ones have held this up for ten minutes.
     """
-    wanted: dict[tuple[str, ...], list[str]] = {}
+    wanted: dict[Path, dict[tuple[str, ...], list[str]]] = {}
     for run in runs:
         seen = tuple(o for o in run.overrides if o.startswith(("model.pe", "model.order", "data.")))
         # the sets of molecules are too small to be kept
         if not run.preset.startswith("ogbg"):
-            wanted.setdefault((run.preset.partition("-")[0], *seen), [run.preset, *run.overrides])
+            what = [run.preset, *run.overrides, f"data.root={run.root(data)}"]
+            wanted.setdefault(run.root(data), {}).setdefault((run.preset.partition("-")[0], *seen), what)
     env = environment(max(1, (os.cpu_count() or 1) // (2 * max(1, len(wanted)))), OMP_WAIT_POLICY="passive")
-    started = []
-    for preset, *overrides in wanted.values():
-        root = next(run for run in runs if run.preset == preset).root(data)
-        command = [sys.executable, "-c", _PREPARE, preset, *overrides, f"data.root={root}"]
-        started.append(subprocess.Popen(["nice", "-n", str(nice), *command], env=env, cwd=REPOSITORY))
-    return started
+    command = ["nice", "-n", str(nice), sys.executable, "-c", _PREPARE]
+    return [
+        subprocess.Popen([*command, json.dumps(list(each.values()))], env=env, cwd=REPOSITORY)
+        for each in wanted.values()
+    ]
 
 
 def warm(runs: list[Run], data: Path) -> None:
@@ -331,8 +333,10 @@ def main() -> None:
     if arguments.source:
         unpack(arguments.source, arguments.work)
     data = arguments.data.resolve()
-    warm([run for run in runs if not run.finished], data)
-    ahead = prepare([_run(line, arguments) for name in arguments.ahead for line in LISTS[name]], data, nice=10)
+    waiting = [run for run in runs if not run.finished]
+    warm(waiting[: arguments.jobs], data)
+    later = [_run(line, arguments) for name in arguments.ahead for line in LISTS[name]]
+    ahead = prepare([*waiting[arguments.jobs :], *later], data, nice=10)
     until = begun + arguments.limit
     with sharing(arguments.mps) as shared:
         env = environment(TORCH_ALLOW_TF32_CUBLAS_OVERRIDE="1", **shared)
