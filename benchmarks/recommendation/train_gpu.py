@@ -45,18 +45,20 @@ SPARE_SECONDS = 12
 
 @dataclass
 class Job:
-    """A line of a list."""
+    """A line of a list; ``share`` and ``after`` are no settings of the run."""
 
     name: str
     words: list[str]
     share: str | None = None
+    after: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Job:
         name, _, rest = text.partition("=")
-        words = rest.split()
-        share = next((w.removeprefix("share=") for w in words if w.startswith("share=")), None)
-        return cls(name, [w for w in words if not w.startswith("share=")], share)
+        own = {"share": None, "after": None} | dict(
+            w.split("=") for w in rest.split() if w.startswith(("share=", "after="))
+        )
+        return cls(name, [w for w in rest.split() if w.partition("=")[0] not in own], **own)
 
     @property
     def group(self) -> str:
@@ -185,7 +187,7 @@ class Keeper:
             if words is None:
                 continue
             resolved = Job(job.name, words, job.share)
-            if self._too_late(resolved):
+            if self._too_late(resolved) or (job.after and not finished(self.work / f"{job.after}.json")):
                 continue
             self.waiting.remove(job)
             self._hand(resolved, own)

@@ -2,7 +2,8 @@
 
 The part of a name before its last slash is a group. ``@GROUP`` instead of a preset is the configuration of that group's
 run with the best validation figure, once the whole group is there. Nothing is chosen by test events. ``share=PERCENT``
-is no setting of a run: it gets a process of its own that may use so much of the GPU.
+is no setting of a run: it gets a process of its own that may use so much of the GPU; nor is ``after=NAME``: it begins
+when that run has come to its end.
 
 Every training in the strong setting gets the same time on the clock, for both models of a data set the same number of
 trials over the same settings, and its schedule ends with its time. Sports, Toys and Video Games have no trials: they
@@ -215,6 +216,11 @@ LISTS: dict[str, list[str]] = {
     # The second session's, in this order on one GPU beside other work: 8 processes and the first line's own.
     "second": [
         "ml-1m/mamba4rec/faithful/0=ml-1m-faithful data.file=ml-1m.txt.gz seed=0 share=100",
+        *(
+            f"ml-1m/mamba4rec/faithful/{s}=ml-1m-faithful data.file=ml-1m.txt.gz seed={s} share=100"
+            f" after=ml-1m/mamba4rec/faithful/{s - 1}"
+            for s in (1, 2)
+        ),
         *_unmasked(480),
         *_baselines("ml-1m", 150),
         *_sports(90),

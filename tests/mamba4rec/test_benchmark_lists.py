@@ -56,6 +56,13 @@ def test_every_line_is_a_configuration_and_names_are_unlike(runner):
         load_config(preset, words)
 
 
+def test_what_a_line_says_beside_settings(runner):
+    job = runner.Job.parse("a/m/x/1=beauty share=14 model.dropout=0.5 after=a/m/x/0")
+    assert (job.group, job.words, job.share, job.after) == ("a/m/x", ["beauty", "model.dropout=0.5"], "14", "a/m/x/0")
+    names = {runner.Job.parse(text).name for text in runner.LISTS["second"]}
+    assert {job.after for job in map(runner.Job.parse, runner.LISTS["second"])} <= names | {None}
+
+
 def test_both_models_have_the_same_trials(runner):
     names = [runner.Job.parse(text).name for text in runner.LISTS["tune"]]
     mine = [name for name in names if "/mamba4rec/" in name]
