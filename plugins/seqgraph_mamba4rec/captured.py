@@ -97,6 +97,8 @@ class Filled:
 class Captured:
     """Loss and gradients of batches whose every token predicts, replayed where their size is a frequent one.
 
+    While a step is recorded no earlier loss may be alive: torch would wait for the stream that it was made on.
+
     Args:
         loss: of a stream (T,), the right items (T,) and the number of tokens that count, () int64; waits for nothing.
         parameters: what it is differentiated by.
