@@ -328,11 +328,15 @@ def _torchrun() -> bool:
 def _trainer_arguments(config: TrainConfig) -> dict[str, Any]:
     world = int(os.environ["WORLD_SIZE"]) if _torchrun() else 1
     local = int(os.environ["LOCAL_WORLD_SIZE"]) if _torchrun() else 1
+    # NCCL moves what is on GPUs only, and counts, states of generators and metrics are not all there.
+    backend = "cpu:gloo,cuda:nccl" if device_type(config) == "cuda" else None
     strategy: Any = "auto"
     if config.strategy == "fsdp":
-        strategy = ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1)
+        strategy = ModelParallelStrategy(
+            data_parallel_size=world, tensor_parallel_size=1, process_group_backend=backend
+        )
     elif world > 1:
-        strategy = DDPStrategy()
+        strategy = DDPStrategy(process_group_backend=backend)
     return {
         "accelerator": "gpu" if device_type(config) == "cuda" else "cpu",
         "devices": local,

@@ -109,10 +109,12 @@ def test_a_replayed_step_is_the_computed_one(variant, bf16):
             # sums of atomic additions differ in their order
             near = {"rtol": 3e-2, "atol": 3e-3} if bf16 else {"rtol": 1e-3, "atol": 1e-5}
             torch.testing.assert_close(found["loss"], wanted["loss"], **near)
+            # a bias in front of BatchNorm has a gradient of rounding alone
+            least = 1e-2 * max(float(two.abs().max()) for two in wanted_grads if two is not None)
             for one, two in zip(grads, wanted_grads, strict=True):
                 assert (one is None) == (two is None)
                 if one is not None:
-                    scale = float(two.abs().max()) + 1e-4
+                    scale = max(float(two.abs().max()), least)
                     torch.testing.assert_close(one / scale, two / scale, rtol=0, atol=10 * near["atol"])
             for (name, one), (_, two) in zip(task.named_buffers(), other.named_buffers(), strict=True):
                 torch.testing.assert_close(one, two, rtol=1e-2 if bf16 else 1e-4, atol=1e-4, msg=name)

@@ -17,7 +17,7 @@ import yaml
 
 from seqgraph.config import TrainConfig
 from seqgraph.errors import CheckpointError, ConfigError, DataError, UserError
-from seqgraph.train import checkpoint
+from seqgraph.train import checkpoint, fit
 from seqgraph.train.batching import TokenBatches
 from seqgraph.train.optimize import learning_rate, timed_learning_rate, undecayed
 from seqgraph.train.run import evaluate, train
@@ -356,6 +356,16 @@ def test_what_the_machine_does_not_have(toy_config, tmp_path):
     with pytest.raises(ConfigError, match="fsdp with one process"):
         train(toy_config(train__strategy="fsdp"), output=tmp_path / "a", quiet=True)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+@pytest.mark.parametrize(("device", "backend"), [("cpu", None), ("cuda", "cpu:gloo,cuda:nccl")])
+def test_processes_on_gpus_can_also_gather_what_is_not_there(strategy, device, backend, monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "run", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(fit, "device_type", lambda config: device)
+    chosen = fit._trainer_arguments(TrainConfig(strategy=strategy))["strategy"]
+    assert chosen.process_group_backend == backend
 
 
 def test_empty_splits(toy_config, tmp_path):
