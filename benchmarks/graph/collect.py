@@ -2,9 +2,10 @@
 
     python benchmarks/graph/collect.py results.json [more.json ...] [--epoch epoch.json] [--results benchmarks/results]
 
-Runs are merged into graphs-runs.json by name: a finished one wins, then that of more epochs, then the later one, never
-by its metric. The tables of graphs.md, between ``<!-- NAME -->`` and ``<!-- /NAME -->``, are written anew; everything
-else there is left alone.
+Runs are merged into graphs-runs.json by name and command: a finished one wins, then that of more epochs, then the later
+one, never by its metric. Runs of one name and other commands (batches, time) are other runs, with rows of their own.
+The tables of graphs.md, between ``<!-- NAME -->`` and ``<!-- /NAME -->``, are written anew; everything else there is
+left alone.
 """
 
 from __future__ import annotations
@@ -44,12 +45,13 @@ ORDERS = {
 
 
 def merge(old: list[Run], new: list[Run]) -> list[Run]:
-    """Of each name one run: a finished one, then that of most epochs, then the later one."""
-    held: dict[str, Run] = {}
+    """Of each name and command one run: a finished one, then that of most epochs, then the later one."""
+    held: dict[tuple[str, str], Run] = {}
     for run in [*old, *new]:
-        before = held.get(run["run"])
+        key = run["run"], run["command"]
+        before = held.get(key)
         if run["test"] is not None and (before is None or _rank(run) >= _rank(before)):
-            held[run["run"]] = run
+            held[key] = run
     return list(held.values())
 
 
@@ -76,19 +78,33 @@ def span(values: list[float]) -> str:
     return f"{low:,.0f}" if round(low) == round(high) else f"{low:,.0f} to {high:,.0f}"
 
 
-def planned(run: Run) -> str:
-    """What the schedule was made for, and whether it came to its end."""
-    seconds, epochs = run["planned"].get("seconds"), run["planned"].get("epochs")
+def planned(runs: list[Run]) -> str:
+    """What the schedules were made for, and whether they came to their ends."""
+    seconds, epochs = (runs[0]["planned"].get(kind) for kind in ("seconds", "epochs"))
     plan = f"by the clock, {seconds:.0f} s" if seconds else f"of {epochs:,}"
-    return plan if run["state"] == "done" else f"{plan}, cut"
+    cut = sum(run["state"] != "done" for run in runs)
+    if not cut:
+        return plan
+    return f"{plan}, cut" if cut == len(runs) else f"{plan}, {cut} of {len(runs)} cut"
 
 
-def grouped(runs: list[Run]) -> dict[str, list[Run]]:
-    """Runs by name without the seed, each group by seed."""
-    groups: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: run["run"]):
-        groups.setdefault(re.sub(r"-\d+$", "", run["run"]), []).append(run)
-    return groups
+def option(run: Run, key: str) -> str:
+    """What the command gives an option, empty where it does not name it."""
+    found = re.search(rf" {re.escape(key)}=(\S+)", run["command"])
+    return found.group(1) if found else ""
+
+
+def grouped(runs: list[Run]) -> dict[str, list[list[Run]]]:
+    """Runs by name without the seed: for each, lists of runs whose commands differ in the seed alone, older first."""
+    groups: dict[str, dict[str, list[Run]]] = {}
+    for run in runs:
+        name, command = (
+            re.sub(pattern, "", run[key]) for pattern, key in ((r"-\d+$", "run"), (r" seed=\d+", "command"))
+        )
+        groups.setdefault(name, {}).setdefault(command, []).append(run)
+    return {
+        name: [sorted(each, key=lambda run: run["run"]) for each in lists.values()] for name, lists in groups.items()
+    }
 
 
 def line(*cells: str) -> str:
@@ -96,51 +112,43 @@ def line(*cells: str) -> str:
 
 
 def details(runs: list[Run]) -> tuple[str, ...]:
-    """Parameters, seeds, epochs, seconds and machine of a group's rows."""
+    """Parameters, seeds, epochs, seconds and machine of runs of one command."""
     machines = sorted({run["machine"].removeprefix("NVIDIA ") for run in runs})
     return (
         f"{runs[0]['parameters']:,}",
         ", ".join(run["run"].rpartition("-")[2] for run in runs),
-        f"{span([run['epochs'] for run in runs])} {planned(runs[0])}",
+        f"{span([run['epochs'] for run in runs])} {planned(runs)}",
         span([run["seconds"] for run in runs]),
         ", ".join(machines),
     )
 
 
-def numbers_table(groups: dict[str, list[Run]]) -> list[str]:
-    """Ours beside the published."""
-    head = (
-        "data",
-        "metric",
-        "model (runs)",
-        "parameters",
-        "seeds",
-        "epochs",
-        "s a run",
-        "on",
-        "valid",
-        "test",
-        "published",
-    )
+def numbers_table(groups: dict[str, list[list[Run]]]) -> list[str]:
+    """Ours beside the published; a row for each command."""
+    head = ("data", "metric", "model (runs)", "nodes a batch", "`train.replay`", "parameters", "seeds", "epochs",
+            "s a run", "on", "valid", "test", "published")  # fmt: skip
     rows = [line(*head), line(*["---"] * len(head))]
     for name, (data, metric, what, published) in NUMBERS.items():
-        runs = groups.get(name, [])
-        cells = details(runs) if runs else ("", "", "not run", "", "")
-        values = (spread([run[part] for run in runs]) for part in ("valid", "test"))
-        rows.append(line(data, metric, f"{what} (`{name}`)", *cells, *values, published))
+        for runs in groups.get(name, [[]]):
+            cells = details(runs) if runs else ("", "", "not run", "", "")
+            batch = f"{runs[0]['batch']:,}" if runs and runs[0]["batch"] else ""
+            replay = option(runs[0], "train.replay") if runs else ""
+            values = (spread([run[part] for run in runs]) for part in ("valid", "test"))
+            rows.append(line(data, metric, f"{what} (`{name}`)", batch, replay, *cells, *values, published))
     return rows
 
 
-def molecules_table(groups: dict[str, list[Run]]) -> list[str]:
+def molecules_table(groups: dict[str, list[list[Run]]]) -> list[str]:
     """OGB's small sets: Graph-Mamba, GIN with a virtual node, fingerprints."""
     head = ("data", "metric", "model", "parameters", "seeds", "epochs", "s a run", "on", "valid", "test")
     rows = [line(*head), line(*["---"] * len(head))]
     for name, metric in MOLECULES.items():
         for group, what in ((name, "Graph-Mamba"), (f"{name}-gin", "GIN with a virtual node")):
-            if runs := groups.get(group, []):
+            for runs in groups.get(group, [[]]):
                 digits = 3 if metric.startswith("ROC") else 2
+                cells = details(runs) if runs else ("", "", "not run", "", "")
                 values = (spread([run[part] for run in runs], digits) for part in ("valid", "test"))
-                rows.append(line(f"ogbg-mol{name}", metric, what, *details(runs), *values))
+                rows.append(line(f"ogbg-mol{name}", metric, what, *cells, *values))
         rows.append(
             line(f"ogbg-mol{name}", metric, "fingerprints, boosted trees", "", "", "", "", "", "", FINGERPRINTS[name])
         )
@@ -154,9 +162,11 @@ def orders_table(runs: list[Run]) -> list[str]:
     for order, title in ORDERS.items():
         cells = []
         for way in ("forward", "both"):
-            run = by_name.get(f"{order}-{way}")
-            shown = "" if run is None else f"{run['epochs']}, {number(run['valid'])}, {number(run['test'])}"
-            cells.append(shown)
+            if (run := by_name.get(f"{order}-{way}")) is None:
+                cells.append("not run")
+                continue
+            epochs = f"{run['epochs']}{'' if run['state'] == 'done' else ' (cut)'}"
+            cells.append(f"{epochs}, {number(run['valid'])}, {number(run['test'])}")
         rows.append(line(title, *cells))
     return rows
 
