@@ -7,10 +7,11 @@ from statistics import mean
 from typing import Any
 
 from benchmarks.proteins.downstream import SIMPLE, probe_of
-from benchmarks.proteins.pretrain_gpu import BINS, EQUAL, SEARCHED
+from benchmarks.proteins.pretrain_gpu import BINS, EQUAL, SEARCHED, chosen
 
 OURS, THEIRS = "lc-plm", "esm2"
 AIM = 0.07  # what the paper claims: better by so much, on at least four tasks
+ALIKE = 0.01  # share by which the tokens of compared models may differ
 NAMES = dict(zip(BINS, ("≤ 256", "≤ 512", "≤ 1k", "≤ 2k", "≤ 4k", "> 4k"), strict=True))
 LONG = BINS[-1]
 HELD_OUT = (
@@ -51,11 +52,11 @@ def sizes_of(models: Any) -> list[str]:
 
 
 # ---------------------------------------------------------------------- pre-training
-def pretraining(tune: dict[str, Any], final: dict[str, Any]) -> list[str]:
+def pretraining(tune: dict[str, Any], finals: list[dict[str, Any]]) -> list[str]:
     """What was trained and how, the losses by length, and the search."""
-    order = sizes_of(r["preset"] for r in final["results"])
-    results = sorted(final["results"], key=lambda r: (order.index(size_of(r["preset"])), family(r["preset"]) != OURS))
-    device, took = results[0]["device"], max(r["seconds"] for r in results)
+    every = [r for final in finals for r in final["results"]]
+    order = sizes_of(r["preset"] for r in every)
+    results = sorted(every, key=lambda r: (order.index(size_of(r["preset"])), family(r["preset"]) != OURS))
     head = "| model | parameters | learning rate | seeds | steps | tokens | tokens/s * | GiB |"
     lines = ["## Pre-training", "", head, "|---" * 8 + "|"]
     for preset in dict.fromkeys(r["preset"] for r in results):
@@ -67,24 +68,26 @@ def pretraining(tune: dict[str, Any], final: dict[str, Any]) -> list[str]:
         lines.append("| " + " | ".join(cells) + " |")
     cut = [f"{r['preset']} seed {r['seed']} ({r['steps']:,} of {r['planned']:,} steps)" for r in results
            if not r["complete"]]  # fmt: skip
-    lines += [
-        "",
-        f"All {len(results)} at once on one {device}, {took:.0f} s with tests. * of each while they share the GPU.",
-    ]
+    told = [_at_once(final["results"]) for final in finals]
+    lines += ["", f"{' '.join(told)} * of each while they share the GPU."]
     if cut:
-        lines.append(f"Stopped before the end of its schedule: {', '.join(cut)}.")
+        lines += ["", f"Stopped by the time limit before the end of the schedule: {', '.join(cut)}."]
     lines += ["", HELD_OUT, "", "| model | validation | test | " + " | ".join(NAMES.values()) + " |"]
     lines.append("|---" * (len(NAMES) + 3) + "|")
     for preset in dict.fromkeys(r["preset"] for r in results):
         mine = [r for r in results if r["preset"] == preset]
         cells = [_mean([r["valid"].get("loss") for r in mine])]
         cells += [_mean([loss_of(r, name) for r in mine]) for name in ("loss", *BINS)]
-        lines.append("| " + " | ".join([preset, *cells]) + " |")
+        stopped = "" if all(r["complete"] for r in mine) else ", stopped"
+        lines.append("| " + " | ".join([preset + stopped, *cells]) + " |")
     unigram = next((r["unigram"] for r in results if r["unigram"]), None)
     if unigram:
         lines.append(f"| residue frequencies | | {unigram:.4f} |" + " |" * len(NAMES))
     for size in order:
         mine = [r for r in results if size_of(r["preset"]) == size]
+        if unequal := tokens_apart(mine):
+            lines += ["", f"{size.upper()} is **no comparison at equal tokens**: {unequal}."]
+            continue
         both = [name for name in ("loss", *BINS) if _means(mine, name)]
         wins = [name for name in both if (m := _means(mine, name))[OURS] < m[THEIRS]]
         told = ", ".join("all" if name == "loss" else NAMES[name] for name in wins) or "none"
@@ -95,9 +98,9 @@ def pretraining(tune: dict[str, Any], final: dict[str, Any]) -> list[str]:
     spent = f"{_span([r['steps'] for r in searched])} steps and {_span([r['tokens'] for r in searched])} tokens"
     lines += [
         "",
-        f"Search, at {SEARCHED.upper()}: validation loss after {spent}, by learning rate. Chosen (bold), for both by "
-        f"one rule, is the lowest rate within {EQUAL:g} nats of the best; another size takes it times the square root "
-        "of the ratio of widths.",
+        f"Search, at {SEARCHED.upper()}: validation loss after {spent}, by learning rate. Bold, for both by one rule, "
+        f"is the lowest rate within {EQUAL:g} nats of the best; another size takes it times the square root of the "
+        "ratio of widths.",
         "",
     ]
     rates = sorted({r["lr"] for r in tune["results"]})
@@ -109,9 +112,25 @@ def pretraining(tune: dict[str, Any], final: dict[str, Any]) -> list[str]:
             r = found.get(rate, {"valid": {}, "complete": True, "lr": None})
             loss = r["valid"].get("loss")
             text = "" if loss is None else f"{loss:.4f}" + ("" if r["complete"] else f" (stopped at {r['steps']})")
-            cells.append(f"**{text}**" if rate == tune["chosen"].get(preset) else text)
+            cells.append(f"**{text}**" if rate == chosen(searched, preset) else text)
         lines.append("| " + " | ".join([preset, *cells]) + " |")
     return lines
+
+
+def _at_once(results: list[dict[str, Any]]) -> str:
+    sizes = " and ".join(size.upper() for size in sizes_of(r["preset"] for r in results))
+    tested = "with tests" if all(r["complete"] for r in results) else "without tests"
+    took = max(r["seconds"] for r in results)
+    return f"{sizes}: all {len(results)} at once on one {results[0]['device']}, {took:.0f} s {tested}."
+
+
+def tokens_apart(results: list[dict[str, Any]]) -> str:
+    """What each model of a size was trained on, where that is not the same; else nothing."""
+    presets = dict.fromkeys(r["preset"] for r in results)
+    tokens = {p: mean(r["tokens"] for r in results if r["preset"] == p) for p in presets}
+    if max(tokens.values()) <= min(tokens.values()) * (1 + ALIKE):
+        return ""
+    return ", ".join(f"{preset} was trained on {many:,.0f} tokens" for preset, many in tokens.items())
 
 
 def loss_of(result: dict[str, Any], name: str) -> float | None:
@@ -207,7 +226,8 @@ def gains_of(means: dict[str, list[float]]) -> dict[str, float]:
 def in_short(rows: list[dict[str, Any]]) -> list[str]:
     """How much better than ESM-2 on each task at each size, and on how many by what the paper claims."""
     sizes = sizes_of(r["model"] for r in rows)
-    gains = {size: gains_of(task_means(rows, size)[0]) for size in sizes}
+    gains = {size: found for size in sizes if (found := gains_of(task_means(rows, size)[0]))}
+    sizes = list(gains)
     tasks = list(dict.fromkeys(task for found in gains.values() for task in found))
     head = "| task | " + " | ".join(size.upper() for size in sizes) + " |"
     lines = ["LC-PLM beside ESM-2, means over a task's lines:", "", head, "|---" * (len(sizes) + 1) + "|"]
@@ -225,6 +245,8 @@ def in_short(rows: list[dict[str, Any]]) -> list[str]:
 def by_task(rows: list[dict[str, Any]], size: str) -> list[str]:
     """The means over each task's lines, and what they come to."""
     means, many = task_means(rows, size)
+    if not means:
+        return ["Trained models of this size were not measured."]
     gains = gains_of(means)
     lines = ["Means over a task's lines:", "", "| task | lines | lc-plm | esm2 | difference | lc-plm, random | "
              "esm2, random | simple |", "|---" * 8 + "|"]  # fmt: skip

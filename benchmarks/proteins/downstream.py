@@ -7,7 +7,8 @@
 ``pack`` copies what the tasks read, and of Swiss-Prot only proteins of the task on function. ``table`` measures every
 model on every task, some dozen processes at once, each a model and some tasks: the trained models of ``--final`` (the
 folder of ``pretrain_gpu.py final``; the first ``--seeds`` of each), the same presets with random weights, and features
-that need no model. ``--untrained PRESET ...`` measures the latter two alone, before anything is trained. With
+that need no model. ``--untrained PRESET ...`` without ``--final`` measures the latter two alone, before anything is
+trained; with it, these too, whatever FINAL holds. Of a training that was stopped the last weights are measured. With
 ``--stage-two`` the best LC-PLM of ``--size`` also learns from SHS27k's training interactions of a split
 (``lc-plm-g-8m``) and is probed on that split, alone and beside neighbours. Every process writes what it has after each
 task; what is not ready after ``--limit`` seconds is missing. ``--resume`` leaves out what WORK has. OUT gets rows.json
@@ -36,6 +37,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.processes import end, environment, say, sharing, start, tail
+from benchmarks.proteins.training import weights
 
 # What one process does, the longest first
 GROUPS = (
@@ -172,14 +174,20 @@ def second_stage(job: dict[str, Any], folder: Path) -> str:
 def models_of(options: argparse.Namespace) -> list[dict[str, Any]]:
     """What is measured: simple features, the trained models, and each preset with random weights."""
     found: dict[str, list[tuple[bool, float, int, str]]] = {preset: [] for preset in options.untrained or ()}
-    for file in sorted(options.final.glob("*/result.json")) if options.untrained is None else ():
-        result, run = json.loads(file.read_text()), file.parent / "run"
-        if (run / "best").is_dir() or (run / "last").is_dir():
+    files = sorted(options.final.glob("*/result.json")) if options.final is not None else []
+    for file in files:
+        result = json.loads(file.read_text())
+        path = weights(file.parent / "run", result["complete"])
+        if path.is_dir() and not result["failed"]:
             loss = result["valid"].get("loss", float("inf"))
-            one_of = (not result["complete"], loss, result["seed"], str(run.resolve()))
+            one_of = (not result["complete"], loss, result["seed"], str(path.resolve()))
             found.setdefault(result["preset"], []).append(one_of)
+        else:
+            print(f"{file.parent} has no weights", flush=True)
+    if options.final is not None and not any(found.values()):
+        print(f"{options.final} holds no trained model: pretrain_gpu.py final makes them", flush=True)
     if not found:
-        sys.exit(f"{options.final} holds no trained model: pretrain_gpu.py final makes them")
+        sys.exit("nothing to measure: give --final FOLDER with trained models, --untrained PRESET, or both")
     models: list[dict[str, Any]] = []
     for preset, runs in found.items():
         runs.sort()
@@ -302,7 +310,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the tasks' data, whole or packed")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--proteins", type=int, default=24_000, help="pack: training proteins for the task on function")
-    parser.add_argument("--final", type=Path, default=Path("/tmp/work/protein/final"), help="folder of trained models")
+    parser.add_argument("--final", type=Path, help="folder of trained models")
     parser.add_argument("--untrained", nargs="+", metavar="PRESET", help="random weights of these and features alone")
     parser.add_argument("--work", type=Path, default=Path("/tmp/work/protein"), help="folder of rows and embeddings")
     parser.add_argument("--seeds", type=int, default=2, help="trained models of each preset, the best first")

@@ -1,12 +1,13 @@
 """The page of results and the shipped weights, from what the runs on a GPU gave back.
 
-    python benchmarks/proteins/results.py page --from OUT [--embed embed.txt] [--speed speed.json]
+    python benchmarks/proteins/results.py page --from OUT [OUT ...] [--embed embed.txt ...] [--speed speed.json]
     python benchmarks/proteins/results.py ship --from OUT
 
-OUT has tune.json, final.json, rows.json and lc-plm-8m.tar. ``page`` writes every row: means over seeds, beside them
-random weights and features that need no model; ``notes.md`` beside this file, which is written by hand, stands before
-the tables. ``ship`` puts the weights with a card where ``seqgraph embed lc-plm-8m`` finds them, if their validation
-loss is lower than that of the weights which are there.
+OUT has tune.json, final.json, rows.json and lc-plm-8m.tar; of several, each of other sizes, the first has the search
+and the features that need no model. ``page`` writes every row: means over seeds, beside them random weights and these
+features; ``notes.md`` beside this file, which is written by hand, stands before the tables. ``ship`` puts
+the weights with a card where ``seqgraph embed lc-plm-8m`` finds them, if their validation loss is lower than that of
+the weights which are there.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import json
 import shlex
 import sys
 import tarfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.proteins.comparison import NAMES, by_task, downstream, loss_of, pretraining
+from benchmarks.proteins.comparison import NAMES, by_task, downstream, loss_of, pretraining, sizes_of
+from benchmarks.proteins.downstream import SIMPLE
 from benchmarks.proteins.downstream_speed import table_of as speed_table
 from benchmarks.proteins.pretrain_gpu import best_of
 
@@ -31,33 +34,47 @@ NOTES = Path(__file__).parent / "notes.md"
 WEIGHTS = REPOSITORY / "plugins" / "seqgraph_lc_plm" / "weights"
 SHIPPED = "lc-plm-8m"
 INTRODUCTION = """\
-Made by `benchmarks/proteins/results.py`. The same proteins for both (Swiss-Prot 2014_01: one of each of {proteins:,} of
+Made by `benchmarks/proteins/results.py`. The same proteins for both (Swiss-Prot 2014_01: one of each of {proteins} of
 its 126,357 training clusters, drawn by a fixed seed, cut to 1,022 residues; so an epoch has one protein of a family),
-task (15 %, 80-10-10; evaluation masks all), batches, number of tokens, AdamW, cosine and clipping; bf16. ESM-2 is
-fair-esm's class with new weights: proteins of a batch sorted by length and padded, attention by torch's fused kernels,
-the same function. Weights are chosen on the validation split, penalties of probes on validation rows or by
+task (15 %, 80-10-10; evaluation masks all), batches, planned number of tokens, AdamW, cosine and clipping; bf16. ESM-2
+is fair-esm's class with new weights: proteins of a batch sorted by length and padded, attention by torch's fused
+kernels, the same function. Weights are chosen on the validation split, penalties of probes on validation rows or by
 leave-one-out, nothing of either model on test data.
 """
 
 
 def page(options: argparse.Namespace) -> str:
     """The whole page."""
-    tune, final, rows = (_json(options.source / name) for name in ("tune.json", "final.json", "rows.json"))
-    said = INTRODUCTION.format(proteins=final["results"][0]["proteins"])
-    lines = ["# Proteins: LC-PLM beside ESM-2", "", *said.splitlines(), ""]
+    tune = _json(options.source[0] / "tune.json")
+    finals, measured = ([_json(one / name) for one in options.source] for name in ("final.json", "rows.json"))
+    rows = [r for i, said in enumerate(measured) for r in said["rows"] if not i or r["kind"] != SIMPLE]
+    said = INTRODUCTION.format(proteins=proteins_of(finals))
+    lines = ["# Proteins: LC-PLM beside ESM-2", "", *textwrap.wrap(said, 120), ""]
     if NOTES.is_file():
         lines += [NOTES.read_text().strip(), ""]
-    lines += pretraining(tune, final) + [""] + downstream(rows["rows"])
+    lines += pretraining(tune, finals) + [""] + downstream(rows)
     if options.speed:
         lines += ["", "## Speed and memory", "", options.speed_device, "", speed_table(_json(options.speed))]
     if options.embed:
-        lines += ["", "## `seqgraph embed`, 753M", "", "```", options.embed.read_text().strip(), "```"]
+        lines += ["", "## `seqgraph embed`, 753M"]
+    for told in options.embed:
+        lines += ["", "```", told.read_text().partition("\n## ")[0].strip(), "```"]
     lines += ["", "## Commands", "", "```", "python benchmarks/proteins/pretrain_gpu.py pack "
               "--data swissprot2014/swissprot_2014_01.tsv.xz --out proteins.tsv.xz"]  # fmt: skip
-    lines += [command_of(one) for one in (tune, final)]
+    lines += [command_of(one) for one in (tune, *finals)]
     lines.append("python benchmarks/proteins/downstream.py pack --data /path/to/protein --out TASKS")
-    lines += [command_of(rows), *options.also]
+    lines += [*map(command_of, measured), *options.also]
     return "\n".join([*lines, "```"]) + "\n"
+
+
+def proteins_of(finals: list[dict[str, Any]]) -> str:
+    """How many proteins the models were trained on, by size where that differs."""
+    many = {
+        size.upper(): r["proteins"] for final in finals for r in final["results"] for size in sizes_of([r["preset"]])
+    }
+    if len(set(many.values())) == 1:
+        return f"{next(iter(many.values())):,}"
+    return " and ".join(f"{proteins:,} (at {size})" for size, proteins in many.items())
 
 
 def command_of(said: dict[str, Any]) -> str:
@@ -132,15 +149,15 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["page", "ship"])
-    parser.add_argument("--from", dest="source", type=Path, required=True, help="folder of what came back")
+    parser.add_argument("--from", dest="source", nargs="+", type=Path, required=True, help="folders of what came back")
     parser.add_argument("--speed", type=Path, help="speed.json of downstream_speed.py")
     parser.add_argument("--speed-device", default="NVIDIA H100 80GB HBM3, bf16.", help="said above the speeds")
-    parser.add_argument("--embed", type=Path, help="what benchmarks/proteins/embed.py printed")
+    parser.add_argument("--embed", nargs="+", type=Path, default=[], help="what benchmarks/proteins/embed.py printed")
     parser.add_argument("--also", nargs="+", default=[], help="further commands to list: of speed and embed")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     if options.stage == "ship":
-        ship(options.source, options.out or WEIGHTS)
+        ship(options.source[0], options.out or WEIGHTS)
     else:
         (options.out or REPOSITORY / "benchmarks" / "results" / "proteins.md").write_text(page(options))
 

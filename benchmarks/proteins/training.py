@@ -80,15 +80,16 @@ def one(folder: Path) -> None:
     tell()
     if not (run / "last").is_dir() or failed:
         return
+    if job["stage"] == "final":  # before the tests of one that was stopped, which may not end in time
+        keep(run, folder / "half", complete)
     if not found["valid"]:  # stopped: tested where it stands, and told after each split
         for split in ("valid",) if job["stage"] == "tune" else ("valid", "test"):
             found[split] = training.evaluate(run / "last", split)
             tell()
     if job["stage"] == "final":
-        keep(run, folder / "half")
         long = [word.replace(f"{job['stage']}.tsv", "long.tsv") for word in words]
         training.build_data = lambda config: build(load_config(job["preset"], long))
-        found["long"] = training.evaluate(run if complete else run / "last", "test")
+        found["long"] = training.evaluate(weights(run, complete), "test")
         tell()
 
 
@@ -156,11 +157,16 @@ def tokens_of(config: Any, data: Any, steps: int) -> int:
     return total
 
 
-def keep(run: Path, target: Path) -> int:
+def weights(run: Path, complete: bool) -> Path:
+    """The checkpoint that a training's losses are of: the best one, or the last of a training that was stopped."""
+    return run / "best" if complete and (run / "best").is_dir() else run / "last"
+
+
+def keep(run: Path, target: Path, complete: bool) -> int:
     """The weights in fp16 and what is needed to load them, as a folder; its bytes of tensors."""
     from seqgraph.train.checkpoint import read_tensors, write_tensors
 
-    best = run / "best" if (run / "best").is_dir() else run / "last"
+    best = weights(run, complete)
     whole = read_tensors(best / "model.safetensors")
     # A tied head is one tensor, and stays one.
     half = {id(value): value.half() if value.is_floating_point() else value for value in whole.values()}

@@ -1,7 +1,9 @@
-"""What benchmarks/proteins decides: steps that end together, the learning rate, proteins that are too much alike."""
+"""What benchmarks/proteins decides: steps that end together, rates, likeness, which weights count, what is compared."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -10,9 +12,15 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import seqgraph as sg
+from benchmarks.proteins.comparison import downstream, tokens_apart
+from benchmarks.proteins.downstream import models_of
 from benchmarks.proteins.planning import planned, slower
 from benchmarks.proteins.pretrain_gpu import best_of, chosen
 from benchmarks.proteins.tables import LETTERS, related
+from benchmarks.proteins.training import keep
+from seqgraph.train.run import train
+from seqgraph.train.state import Interrupted
 
 RATES = {"lc-plm-8m-a": 90.0, "lc-plm-8m-b": 100.0, "esm2-8m-a": 150.0, "esm2-8m-b": 160.0}
 RATES |= {"lc-plm-35m": 40.0, "esm2-35m": 50.0}
@@ -60,3 +68,36 @@ def test_like_proteins_are_found_and_others_are_not():
     copy[places] = draw.choice(list(LETTERS), places.sum())
     some = ["".join(draw.choice(list(LETTERS), n)) for n in (30, 300, 1022)] + ["".join(copy), "MKV", "X" * 50]
     assert related(some, long).tolist() == [False, False, False, True, False, False]
+
+
+def test_a_training_that_was_stopped_is_measured_downstream(tmp_path):
+    """By the weights that its losses are of, the last ones, also where random weights of its preset are asked for."""
+    run = tmp_path / "lc-plm-35m-seed0" / "run"
+    with pytest.raises(Interrupted):
+        train("lc-plm-sample", output=run, quiet=True, stop_after=2)
+    (run / "best").mkdir()  # of an earlier evaluation, and worse
+    result = {"preset": "lc-plm-35m", "seed": 0, "valid": {"loss": 2.8}, "complete": False, "failed": ""}
+    (run.parent / "result.json").write_text(json.dumps(result))
+    options = argparse.Namespace(final=tmp_path, untrained=["lc-plm-35m", "esm2-35m"], seeds=2)
+    models = {(m["model"], m["kind"]): m["path"] for m in models_of(options)}
+    assert models["lc-plm-35m", "trained"] == str(run / "last")
+    assert ("esm2-35m", "random") in models and ("esm2-35m", "trained") not in models
+    assert keep(run, tmp_path / "half", complete=False) > 0
+    whole, half = (sg.load(path).embed(["MKTAYIAKQR"]) for path in (run / "last", tmp_path / "half"))
+    np.testing.assert_allclose(whole, half, atol=2e-3)
+    options.final = None
+    assert [m["kind"] for m in models_of(options)] == ["random", "random", "simple"]
+
+
+def test_models_after_unequal_tokens_are_not_compared():
+    results = [{"preset": "lc-plm-35m", "tokens": 28_000_000}, {"preset": "esm2-35m", "tokens": 17_000_000}]
+    assert "28,000,000" in tokens_apart(results) and "17,000,000" in tokens_apart(results)
+    assert not tokens_apart([results[0], {"preset": "esm2-35m", "tokens": 27_900_000}])
+
+
+def test_a_page_of_random_weights_alone_counts_no_gains():
+    row = {"task": "yeast pairs", "data": "pairs", "head": "linear", "measure": "accuracy", "size": 9, "seed": 0}
+    rows = [{**row, "model": m, "features": m, "kind": "random", "value": 0.5} for m in ("lc-plm-35m", "esm2-35m")]
+    rows.append({**row, "model": "simple", "features": "one-hot", "kind": "simple", "value": 0.6})
+    text = "\n".join(downstream(rows))
+    assert "| 0.500 | 0.500 | 0.600 |" in text and "35M |" not in text and "were not measured" in text
