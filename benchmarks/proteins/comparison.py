@@ -68,8 +68,8 @@ def pretraining(tune: dict[str, Any], finals: list[dict[str, Any]]) -> list[str]
         lines.append("| " + " | ".join(cells) + " |")
     cut = [f"{r['preset']} seed {r['seed']} ({r['steps']:,} of {r['planned']:,} steps)" for r in results
            if not r["complete"]]  # fmt: skip
-    told = [_at_once(final["results"]) for final in finals]
-    lines += ["", f"{' '.join(told)} * of each while they share the GPU."]
+    at_once = " ".join(_at_once(final["results"]) for final in finals)
+    lines += ["", f"{at_once} * of each while they share the GPU."]
     if cut:
         lines += ["", f"Stopped by the time limit before the end of the schedule: {', '.join(cut)}."]
     lines += ["", HELD_OUT, "", "| model | validation | test | " + " | ".join(NAMES.values()) + " |"]

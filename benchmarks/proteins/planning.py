@@ -104,6 +104,38 @@ def calibrate(
     return steps
 
 
+def replan(
+    folder: Path, sizes: dict[str, str], processes: dict[str, Any], ready: float, until: float, margin: float
+) -> dict[str, int]:
+    """Fewer steps of each size, where the first ones took longer than the plan knew: others may have come since.
+
+    All models of a size take the second plan at the same step, so that they keep one schedule and the same tokens.
+
+    Args:
+        folder: of the stage; gets replan.json.
+        sizes: of each training by name.
+        processes: by name; each says how long its first steps took, and waits.
+        ready: who has not said so by then is not waited for.
+        until: the time at which all should have trained.
+        margin: share of the time until then that the plan leaves unused.
+    """
+
+    def told() -> dict[str, dict[str, Any]]:
+        return {n: json.loads(f.read_text()) for n in processes if (f := folder / n / "settled.json").is_file()}
+
+    while time.monotonic() < ready and any(processes[n].poll() is None for n in processes.keys() - told().keys()):
+        time.sleep(0.05)
+    steps, first = dict(json.loads((folder / "plan.json").read_text())["steps"]), told()
+    rates = {name: said["steps"] / said["seconds"] for name, said in first.items()}
+    # The slower one's last steps were taken while the others waited: nothing more is gained by those that end.
+    left = planned({n: sizes[n] for n in rates}, rates, {}, (until - time.monotonic()) * (1 - margin)) if rates else {}
+    for size, more in left.items():
+        done = max(said["steps"] for name, said in first.items() if sizes[name] == size)
+        steps[size] = min(steps[size], done + max(1, int(more)))
+    say(folder / "replan.json", {"steps": steps, "steps a second": rates})
+    return steps
+
+
 def slower(rates: dict[str, float]) -> list[str]:
     """The trainings of the family with the lower mean rate."""
     mean = {f: [rate for name, rate in rates.items() if name.startswith(f)] for f in FAMILIES}

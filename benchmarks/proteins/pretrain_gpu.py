@@ -14,8 +14,10 @@ both models, and test proteins have no part in it.
 
 All trainings of a stage run at once, a process each. They first measure their speed, all together and then the slower
 model of each size; from that follows one number of steps for each size, so that all end within ``--limit`` seconds,
-cosine and test included. What has not ended by then is stopped as by Ctrl-C, evaluated where it stands and marked.
-``--resume`` goes on with what is in WORK, with the same steps.
+cosine and test included. After the first tenth of the steps (``--settle``) the finals wait for one another and for a
+second plan, which is shorter where they were slower than measured: other work may have come to the GPU. What has not
+ended by then is stopped as by Ctrl-C, evaluated where it stands and marked. ``--resume`` goes on with what is in WORK,
+with the same steps.
 
 OUT gets tune.json or final.json, and of ``final`` the weights with the lowest validation loss of each model in fp16,
 PRESET.tar, where they have at most 16 MiB. ESM-2 is fair-esm's class: proteins of a batch sorted by length and padded,
@@ -39,7 +41,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.processes import end, environment, say, sharing, start, tail
-from benchmarks.proteins.planning import FAMILIES, calibrate
+from benchmarks.proteins.planning import FAMILIES, calibrate, replan
 from benchmarks.proteins.tables import pack, prepare
 from benchmarks.proteins.training import one
 
@@ -67,7 +69,7 @@ def jobs_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return {
         preset + (f"-lr{rate:g}" if rate is not None else "") + f"-seed{seed}": {
             "stage": options.stage, "preset": preset, "size": size, "lr": rate, "seed": seed,
-            "overrides": [f"seed={seed}", *fixed],
+            "overrides": [f"seed={seed}", *fixed], "settle": options.settle if options.stage == "final" else 0,
         }
         for preset, size, rate, seed in wanted
     }  # fmt: skip
@@ -114,12 +116,16 @@ def run_all(options: argparse.Namespace, began: float) -> None:
                 rates = rates_of(options, list(dict.fromkeys(j["preset"] for j in jobs.values())), began + options.wait)
                 say(folder / "rates.json", rates)
                 print(f"rates {rates}, {time.monotonic() - began:.0f} s in", flush=True)
+            until, sizes = deadline - options.reserve, {name: jobs[name]["size"] for name in waiting}
             if waiting and not (folder / "plan.json").is_file():
-                until, now = deadline - options.reserve, time.monotonic()
-                sizes = {name: jobs[name]["size"] for name in waiting}
+                now = time.monotonic()
                 ready, windows = now + 0.45 * (deadline - now), tuple(options.windows)
                 steps = calibrate(folder, sizes, processes, windows, ready, until, options.margin)
                 print(f"steps of {options.tokens:,} tokens: {steps}, {time.monotonic() - began:.0f} s in", flush=True)
+            if waiting and any(job["settle"] for job in jobs.values()) and not (folder / "replan.json").is_file():
+                now = time.monotonic()
+                steps = replan(folder, sizes, processes, now + 0.6 * (until - now), until, options.margin)
+                print(f"planned again: {steps}, {time.monotonic() - began:.0f} s in", flush=True)
             ended = -1
             while time.monotonic() < deadline - options.stop:
                 live = sum(process.poll() is None for process in processes.values())
@@ -146,10 +152,12 @@ def report(options: argparse.Namespace, jobs: dict[str, Any], began: float) -> d
     """Write STAGE.json of what has results, for ``tune`` also the rates that are chosen so far."""
     folder = options.work.resolve() / options.stage
     files = [file for name in jobs if (file := folder / name / "result.json").is_file()]
-    results, plan = [json.loads(file.read_text()) for file in files], folder / "plan.json"
+    results = [json.loads(file.read_text()) for file in files]
+    plan, again = folder / "plan.json", folder / "replan.json"
     said: dict[str, Any] = {
         "command": sys.argv, "results": results, "wall": round(time.monotonic() - began, 1),
         "plan": json.loads(plan.read_text()) if plan.is_file() else {},
+        "replan": json.loads(again.read_text()) if again.is_file() else {},
     }  # fmt: skip
     presets = dict.fromkeys(r["preset"] for r in results)
     said["best"] = {p: r for p in presets if (r := best_of(results, p))}
@@ -210,6 +218,7 @@ def main() -> None:
     parser.add_argument("--stop", type=float, default=24, help="seconds before the limit when trainings are stopped")
     parser.add_argument("--margin", type=float, default=0.1, help="share of the time that the plan leaves unused")
     parser.add_argument("--windows", nargs=2, type=float, default=[8, 5], help="seconds of measuring: all, the slower")
+    parser.add_argument("--settle", type=float, default=0.1, help="final: share of the steps before the second plan")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more overrides, for both models")
     parser.add_argument("--mps", action="store_true", help="the processes' kernels run side by side")
     parser.add_argument("--resume", action="store_true", help="go on with the trainings in WORK")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import time
@@ -46,6 +47,10 @@ def one(folder: Path) -> None:
         shutil.rmtree(run, ignore_errors=True)
     began, complete, failed = time.monotonic(), True, ""
     try:
+        if job["settle"]:
+            begin(config, folder, again, math.ceil(job["settle"] * steps))
+            steps, again = wait(folder.parent / "replan.json")["steps"][job["size"]], True
+            config = load_config(job["preset"], [*words, f"train.max_steps={steps}"])
         training.train(config, output=run, resume=again, quiet=True)
     except Interrupted:
         complete = False
@@ -91,6 +96,22 @@ def one(folder: Path) -> None:
         training.build_data = lambda config: build(load_config(job["preset"], long))
         found["long"] = training.evaluate(weights(run, complete), "test")
         tell()
+
+
+def begin(config: Any, folder: Path, again: bool, steps: int) -> None:
+    """Train the first steps, unless that has been done, and say how long they took."""
+    from seqgraph.train.run import train
+    from seqgraph.train.state import Interrupted
+
+    if (folder / "settled.json").is_file():
+        return
+    began = time.monotonic()
+    try:
+        train(config, output=folder / "run", resume=again, quiet=True, stop_after=steps)
+    except Interrupted as stop:
+        if stop.step < steps:  # the runner's signal
+            raise
+    say(folder / "settled.json", {"steps": steps, "seconds": time.monotonic() - began})
 
 
 def measure(config: Any, folder: Path) -> None:

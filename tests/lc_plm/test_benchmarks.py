@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import seqgraph as sg
 from benchmarks.proteins.comparison import downstream, tokens_apart
 from benchmarks.proteins.downstream import models_of
-from benchmarks.proteins.planning import planned, slower
+from benchmarks.proteins.planning import planned, replan, slower
 from benchmarks.proteins.pretrain_gpu import best_of, chosen
 from benchmarks.proteins.tables import LETTERS, related
 from benchmarks.proteins.training import keep
@@ -47,6 +48,24 @@ def test_the_last_of_each_size_ends_on_time():
 @pytest.mark.parametrize("alone", [{}, {"lc-plm-8m-a": 90.0}, {"lc-plm-8m-a": 80.0}])
 def test_a_plan_for_one_training(alone):
     assert planned({"lc-plm-8m-a": "8m"}, {"lc-plm-8m-a": 90.0}, alone, 10.0)["8m"] == pytest.approx(900)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [({"lc-plm-8m": 10.0, "esm2-8m": 20.0}, 60), ({}, 1000),
+                                                   ({"lc-plm-8m": 0.1, "esm2-8m": 0.1}, 1000)])  # fmt: skip
+def test_a_plan_that_was_too_long_is_shortened_for_both_models(tmp_path, seconds, expected):
+    class Ended:
+        def poll(self):
+            return 0
+
+    (tmp_path / "plan.json").write_text(json.dumps({"steps": {"8m": 1000}}))
+    for name in ("lc-plm-8m", "esm2-8m"):
+        (tmp_path / name).mkdir()
+        if name in seconds:
+            (tmp_path / name / "settled.json").write_text(json.dumps({"steps": 10, "seconds": seconds[name]}))
+    sizes, now = {"lc-plm-8m": "8m", "esm2-8m": "8m"}, time.monotonic()
+    # half a step a second, 100 seconds: 50 steps more for the slower one, and no more for the faster one
+    steps = replan(tmp_path, sizes, {name: Ended() for name in sizes}, now, now + 100.5, 0.0)
+    assert steps == json.loads((tmp_path / "replan.json").read_text())["steps"] == {"8m": expected}
 
 
 def test_the_lowest_rate_among_equals_is_chosen():
