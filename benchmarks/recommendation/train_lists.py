@@ -213,7 +213,8 @@ def _sports_finals(seconds: int, seeds: tuple[int, ...]) -> list[str]:
 
 
 LISTS: dict[str, list[str]] = {
-    # The second session's, in this order on one GPU beside other work: 8 processes and the first line's own.
+    # The second session's, in this order on one GPU beside other work: 8 processes and the first line's own. It ran
+    # shortened, with fewer seconds, trials and seeds: benchmarks/results/recommendation-runs.json has what ran.
     "second": [
         "ml-1m/mamba4rec/faithful/0=ml-1m-faithful data.file=ml-1m.txt.gz seed=0 share=100",
         *(

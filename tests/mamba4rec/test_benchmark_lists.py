@@ -114,8 +114,11 @@ def test_the_page_never_puts_both_protocols_in_a_table(monkeypatch, tmp_path):
     page = "\n".join(report.page(runs, ranks, "", "x", [], ""))
     plain, masked = page.split("### ml-1m: ")[1:]
     assert ".3100 ± .0000" in plain and ".6100" not in plain and ".6100 ± .0000" in masked.partition("## ")[0]
-    assert "| ml-1m | masked | .3290, .1890 | .6100, .6100 | reached | .3500, .3500 | reached | 2 |" in page
-    assert "| ml-1m | unmasked | .3300, .1930 | .3100, .3100 | HR missed | .0500, .0500 | missed | 2 |" in page
+    plain, masked = page.partition("## How")[0].split("\nItems that the user has seen left out (masked):")
+    assert "| ml-1m | strong | .3300, .1930 | .3100, .3100 | HR missed | .0500, .0500 | missed | 2 |" in plain
+    assert "| ml-1m | strong | .3290, .1890 | .6100, .6100 | reached | .3500, .3500 | reached | 2 |" in masked
+    plain, masked = page.partition("## Trials")[0].split("\nItems that the user has seen left out (masked):")[1:]
+    assert plain.count("| ml-1m | strong |") == 1 + 3 and masked.count("| ml-1m | strong |") == 3
     assert json.loads(json.dumps(report.kept(runs["ml-1m/sasrec/final/0"])))["test"]["HR@10-unseen"] == 0.35
 
 
@@ -142,7 +145,11 @@ def test_of_trials_the_best_on_validation_is_shown_and_old_runs_can_be_dropped(m
     assert runs["a/m/faithful/0"]["valid"]["NDCG@10"] == 0.2
     assert shown("strong") == ["a/m/final/0"] and shown("all") == ["a/m/all/q"] and shown("tune") == ["a/m/tune-2/y"]
     del runs["a/m/final/0"]
-    assert shown("strong") == ["a/m/tune-2/y"] and shown("deep") == []
+    assert shown("strong") == ["a/m/tune-2/y"] and shown("deep") == shown("best") == []
+    runs["a/m/deep/0"] = row("a/m/deep/0", 0.99)
+    assert shown("best") == ["a/m/deep/0"]
+    runs["a/m/deep/1"] = row("a/m/deep/1", 0.5)
+    assert shown("best") == ["a/m/tune-2/y"]  # the mean over seeds counts
 
 
 @pytest.fixture
