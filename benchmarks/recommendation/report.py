@@ -310,7 +310,7 @@ def page(
     yield f"# Recommendation\n\n{devices}; {versions}. {len(rows)} trainings, {hours:.1f} hours of processes in all,"
     yield "eight to twenty at a time on one GPU through NVIDIA's multi-process service.\n"
     yield notes.strip() + "\n" if notes else ""
-    yield "## What was asked for\n"
+    yield "## What was asked for"
     yield "\n".join(targets(runs)) + "\n"
     yield _RULES.replace("RUNS", f"{name}-runs.json")
     yield "\n".join(tables(runs))
