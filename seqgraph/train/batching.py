@@ -48,7 +48,8 @@ class TokenBatches:
         shuffle: whether each epoch has its own order; without it the examples come as they are.
         buckets: whether shuffled batches hold examples of like length; see ``Dataset.length_buckets``.
         seed: of the order.
-        draw: the examples of an epoch, distinct indices by its number; None for all in each.
+        draw: the examples of an epoch, distinct indices by its number; None for all in each. With ``keep`` the number
+            is how often batches were made before.
         keep: epochs for which the same examples stay together.
         rank: this process.
         world: the number of processes.

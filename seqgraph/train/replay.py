@@ -72,6 +72,7 @@ class Replays:
 
     Attributes:
         failure: the last failed recording's traceback, for who looks for the reason.
+        recorded: how many batches of the current composition have a recorded step.
     """
 
     def __init__(
@@ -140,7 +141,8 @@ class Replays:
 
     def _use(self, used: tuple[bool, ...]) -> None:
         """Give the parameters their gradients; none to those that the step did not use."""
-        if used == self._used and all(p.grad is not None for p, is_used in zip(self.parameters[:1], used) if is_used):
+        first = next((p for p, is_used in zip(self.parameters, used, strict=True) if is_used), None)
+        if used == self._used and (first is None or first.grad is not None):
             return
         self._used = used
         for parameter, grad, is_used in zip(self.parameters, self._grads, used, strict=True):

@@ -35,6 +35,7 @@ class RunFolder:
         facts: of the data and the model: fingerprint, split sizes, parameters.
         assets: what the model needs on raw input.
         writes: False in the other processes of a distributed run.
+        defaults: of settings by dotted key, for those that a run of an older version does not have.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class RunFolder:
     facts: dict[str, Any]
     assets: dict[str, Any]
     writes: bool = True
+    defaults: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def check(self) -> None:
@@ -65,7 +67,8 @@ class RunFolder:
             checkpoint.write_file(self.path / checkpoint.CONFIG, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
     def _same(self, old: dict[str, Any]) -> None:
-        before, now = flatten(old.get("run", {})), flatten(self.config)
+        now = flatten(self.config)
+        before = {k: v for k, v in self.defaults.items() if k in now} | flatten(old.get("run", {}))
         free = {f"train.{key}" for key in _FREE}
         differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in free]
         if differ:

@@ -141,6 +141,15 @@ def test_a_recorded_step_is_the_step():
     assert any(g is None for step in plain[0] for g in step), "a batch uses some of the parameters"
 
 
+def test_gradients_come_back_where_somebody_took_them_away():
+    task, batch = Task(), torch.ones(2, 3)
+    replays = Replays(lambda key: batch, task.step, list(task.parameters()))
+    for _ in range(2):  # of the second layer only
+        replays.step(BatchKey(0, 0, []))
+        assert [p.grad is not None for p in task.parameters()] == [False, False, True, True]
+        task.zero_grad(set_to_none=True)
+
+
 @pytest.mark.parametrize("times", [1, 9])
 def test_what_cannot_be_recorded_is_computed(times):
     task, before = Task(), torch.get_rng_state()
@@ -214,6 +223,20 @@ def test_an_interrupted_training_goes_on_with_the_same_batches(toy_config, tmp_p
         train(config, output=tmp_path / "parts", quiet=True, stop_after=steps)
     train(config, output=tmp_path / "parts", quiet=True, resume=True)
     assert same_results(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_run_from_before_the_setting_goes_on_without_it(toy_config, tmp_path):
+    config = toy_config(train__epochs=2)
+    with pytest.raises(Interrupted):
+        train(config, output=tmp_path / "run", quiet=True, stop_after=1)
+    saved = tmp_path / "run" / checkpoint.CONFIG
+    whole = json.loads(saved.read_text())
+    del whole["run"]["train"]["replay"]
+    saved.write_text(json.dumps(whole))
+    with pytest.raises(ConfigError, match=r"train\.replay \(0, now 2\)"):
+        train(toy_config(train__epochs=2, train__replay=2), output=tmp_path / "run", quiet=True, resume=True)
+    train(config, output=tmp_path / "run", quiet=True, resume=True)
+    assert len(rows(tmp_path / "run")) == 2
 
 
 @pytest.mark.parametrize(("key", "value"), [("accumulate", 2), ("workers", 1)])
