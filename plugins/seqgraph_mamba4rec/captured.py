@@ -60,6 +60,7 @@ class Filled:
         cu_seqlens: segment borders, (S + 1,) int32.
         target: the right item of each token, (T,) int64.
         count: tokens of the batch itself, () int64.
+        steps: 0, 1, …, S, (S + 1,) int32, for the borders behind the batch.
     """
 
     size: Size
@@ -102,6 +103,9 @@ class Captured:
     Args:
         loss: of a stream (T,), the right items (T,) and the number of tokens that count, () int64; waits for nothing.
         parameters: what it is differentiated by.
+
+    Raises:
+        ConfigError: for parameters that are spread over processes.
     """
 
     def __init__(self, loss: Loss, parameters: Iterable[nn.Parameter]) -> None:
@@ -110,6 +114,7 @@ class Captured:
             raise ConfigError("task.capture with weights that are spread over processes", "train.strategy=auto")
         self.met: Counter[Size] = Counter()
         self.graphs: dict[Size, Recorded] = {}
+        self.replays = 0
 
     def __call__(self, stream: TokenStream, target: Tensor) -> Tensor | None:
         """The batch's loss, with its gradients behind it; None where its size has not been met often enough."""
@@ -125,7 +130,7 @@ class Captured:
             self.graphs[size] = self._record(room)
         recorded = self.graphs[size]
         recorded.room.fill(stream, target)
-        return _Replay.apply(recorded, *self.parameters)
+        return _Replay.apply(self, recorded, *self.parameters)
 
     def run(self, room: Filled) -> tuple[Tensor, list[Tensor | None]]:
         """Loss and gradients, as a graph records them."""
@@ -133,7 +138,9 @@ class Captured:
         # A weight that autocast has kept in bf16 would be in the graph as it is now.
         with torch.autocast(room.values.device.type, half, enabled=half is not None, cache_enabled=False):
             loss = self.loss(room.stream(), room.target, room.count)
-        return loss.detach(), list(torch.autograd.grad(loss, self.parameters, allow_unused=True))
+        # Who calls may be in autocast still, which a backward is not meant for.
+        with torch.autocast(room.values.device.type, enabled=False):
+            return loss.detach(), list(torch.autograd.grad(loss, self.parameters, allow_unused=True))
 
     def _record(self, room: Filled) -> Recorded:
         # The graphs share their memory: one is read out before the next is replayed.
@@ -152,29 +159,28 @@ class Captured:
 
 @dataclass
 class Recorded:
-    """A graph, the batch that it reads, and what it writes; the gradients are those of the last of its replays."""
+    """A graph, the batch that it reads, and what it writes, until any graph of its pool is replayed."""
 
     graph: torch.cuda.CUDAGraph
     room: Filled
     loss: Tensor
     grads: list[Tensor | None]
-    replays: int = 0
 
 
 class _Replay(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recorded: Recorded, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, captured: Captured, recorded: Recorded, *parameters: Tensor) -> Tensor:
         recorded.graph.replay()
-        recorded.replays += 1
-        ctx.recorded, ctx.number = recorded, recorded.replays
+        captured.replays += 1
+        ctx.captured, ctx.recorded, ctx.number = captured, recorded, captured.replays
         return recorded.loss.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         recorded: Recorded = ctx.recorded
-        if recorded.replays != ctx.number:
+        if ctx.captured.replays != ctx.number:
             raise RuntimeError("another batch has been through the model since: go back after each step")
         used = [g for g in recorded.grads if g is not None]
         scaled = iter(torch._foreach_mul(used, grad))
-        return None, *(None if g is None else next(scaled) for g in recorded.grads)
+        return None, None, *(None if g is None else next(scaled) for g in recorded.grads)

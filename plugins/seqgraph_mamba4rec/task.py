@@ -100,7 +100,9 @@ class NextItem(Task):
         stream, model = batch.stream, cast(Any, self.model)
         # Sizes are known without waiting for a GPU; gathering every token would cost a sort of them backwards.
         every = len(batch.at) == stream.num_tokens
-        if self.capture and every and stream.device.type == "cuda" and torch.is_grad_enabled():
+        wanted = self.capture and every and stream.device.type == "cuda" and torch.is_grad_enabled()
+        # train.replay may be recording this very step: a graph cannot be recorded or replayed within another.
+        if wanted and not torch.cuda.is_current_stream_capturing():
             self._captured = self._captured or Captured(self._counted, model.parameters())
             if (loss := self._captured(stream, batch.target)) is not None:
                 return {"loss": loss, "size": torch.tensor(len(batch.target))}

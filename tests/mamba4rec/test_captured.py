@@ -134,6 +134,33 @@ def test_a_loss_cannot_go_back_after_another_batch(without_a_gpu):
         losses[2].backward()
 
 
+def test_a_loss_cannot_go_back_after_a_batch_of_another_size(without_a_gpu):
+    """Graphs share memory: the other one's replay may have written where the gradients were."""
+    one = task("s6")
+    captured, given = Captured(one._counted, one.parameters()), (batch([30, 20, 10]), batch([60] * 5))
+    first, _ = [[captured(each.stream, each.target) for _ in range(3)][-1] for each in given]
+    assert len(captured.graphs) == 2
+    with pytest.raises(RuntimeError, match="another batch"):
+        first.backward()
+
+
+def test_gradients_are_made_outside_autocast():
+    """As they are of a step that is not replayed, where the trainer has left autocast by then."""
+    weight, seen = torch.nn.Parameter(torch.ones(())), []
+
+    def loss(stream, target, count):
+        made = weight * stream.values.sum()
+        made.register_hook(lambda grad: seen.append(torch.is_autocast_enabled("cpu")))
+        return made
+
+    given = batch([30, 20, 10])
+    with torch.autocast("cpu", torch.bfloat16):
+        room = Filled.empty(size_of(given.stream), torch.device("cpu"))
+        room.fill(given.stream, given.target)
+        Captured(loss, [weight]).run(room)
+    assert room.size.half == torch.bfloat16 and seen == [False]
+
+
 def test_few_graphs_are_kept(without_a_gpu):
     one = task("s6")
     captured = Captured(one._counted, one.parameters())
