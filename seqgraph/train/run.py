@@ -22,7 +22,7 @@ from seqgraph.train.batching import token_batches
 from seqgraph.train.console import Console
 from seqgraph.train.evaluation import evaluate_task
 from seqgraph.train.state import Interrupted, seed_everything
-from seqgraph.train.store import RunFolder, flatten
+from seqgraph.train.store import RunFolder
 from seqgraph.train.task import Dataset, Task
 from seqgraph.train.weights import start_from
 
@@ -172,12 +172,6 @@ def resolved(config: RunConfig, model_fields: Mapping[str, Any]) -> dict[str, An
     return {"model": {"name": config.model.name, **model_fields}, **parts, **rest}
 
 
-def _defaults(config: RunConfig) -> dict[str, Any]:
-    """What settings are where nobody sets them, by dotted key as in :func:`resolved`; without the model's."""
-    kinds = {section: type(build_part(config, section)) for section in ("data", "task")} | {"train": type(config.train)}
-    return flatten({section: kind.model_construct().model_dump(mode="json") for section, kind in kinds.items()})
-
-
 def default_output(config: Any) -> Path:
     """``runs/`` and the name of the preset or file, or of the model; a run folder itself."""
     if isinstance(config, str | Path):
@@ -217,9 +211,7 @@ def _train_one(
         "parameters": sum(p.numel() for p in task.model.parameters()),
         "splits": {name: len(data.split(name)) for name in ("train", "valid", "test")},
     }
-    folder = RunFolder(
-        path, resolved(config, fields), facts, data.assets(), writes=_first(), defaults=_defaults(config)
-    )
+    folder = RunFolder(path, resolved(config, fields), facts, data.assets(), writes=_first())
     folder.check()
     state = folder.trainer_state() if resume else None
     behind = 0 if state is None else state["progress"][0]["epoch"]

@@ -35,7 +35,6 @@ class RunFolder:
         facts: of the data and the model: fingerprint, split sizes, parameters.
         assets: what the model needs on raw input.
         writes: False in the other processes of a distributed run.
-        defaults: of settings by dotted key, for those that a run of an older version does not have.
     """
 
     path: Path
@@ -43,7 +42,6 @@ class RunFolder:
     facts: dict[str, Any]
     assets: dict[str, Any]
     writes: bool = True
-    defaults: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def check(self) -> None:
@@ -67,8 +65,7 @@ class RunFolder:
             checkpoint.write_file(self.path / checkpoint.CONFIG, json.dumps(whole, indent=1, ensure_ascii=False) + "\n")
 
     def _same(self, old: dict[str, Any]) -> None:
-        now = flatten(self.config)
-        before = {k: v for k, v in self.defaults.items() if k in now} | flatten(old.get("run", {}))
+        before, now = flatten(old.get("run", {})), flatten(self.config)
         free = {f"train.{key}" for key in _FREE}
         differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in free]
         if differ:

@@ -225,20 +225,6 @@ def test_an_interrupted_training_goes_on_with_the_same_batches(toy_config, tmp_p
     assert same_results(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_run_from_before_the_setting_goes_on_without_it(toy_config, tmp_path):
-    config = toy_config(train__epochs=2)
-    with pytest.raises(Interrupted):
-        train(config, output=tmp_path / "run", quiet=True, stop_after=1)
-    saved = tmp_path / "run" / checkpoint.CONFIG
-    whole = json.loads(saved.read_text())
-    del whole["run"]["train"]["replay"]
-    saved.write_text(json.dumps(whole))
-    with pytest.raises(ConfigError, match=r"train\.replay \(0, now 2\)"):
-        train(toy_config(train__epochs=2, train__replay=2), output=tmp_path / "run", quiet=True, resume=True)
-    train(config, output=tmp_path / "run", quiet=True, resume=True)
-    assert len(rows(tmp_path / "run")) == 2
-
-
 @pytest.mark.parametrize(("key", "value"), [("accumulate", 2), ("workers", 1)])
 def test_what_it_does_not_go_with_is_named(toy_config, tmp_path, key, value):
     with pytest.raises(ConfigError, match=f"train.replay does not go with train.{key}"):
