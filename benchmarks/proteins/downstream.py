@@ -8,7 +8,8 @@
 model on every task, some dozen processes at once, each a model and some tasks: the trained models of ``--final`` (the
 folder of ``pretrain_gpu.py final``; the first ``--seeds`` of each), the same presets with random weights, and features
 that need no model. ``--untrained PRESET ...`` without ``--final`` measures the latter two alone, before anything is
-trained; with it, these too, whatever FINAL holds. Of a training that was stopped the last weights are measured. With
+trained; with it, these too, whatever FINAL holds. ``--kinds`` names those that are measured: random weights and simple
+features are the same whatever was trained. Of a training that was stopped the last weights are measured. With
 ``--stage-two`` the best LC-PLM of ``--size`` also learns from SHS27k's training interactions of a split
 (``lc-plm-g-8m``) and is probed on that split, alone and beside neighbours. Every process writes what it has after each
 task; what is not ready after ``--limit`` seconds is missing. ``--resume`` leaves out what WORK has. OUT gets rows.json
@@ -51,6 +52,7 @@ TASKS = tuple(task for group in GROUPS for task in group)
 FOLDERS = ("secondary_structure_tests", "scope_astral40", "proteingym_partial", "ppi_shs27k", "ppi_yeast_pipr")
 FLIP = ("secondary_structure.splits.zip", "gb1.splits.zip")
 SIMPLE = "simple"
+KINDS = ("trained", "random", SIMPLE)
 
 
 def pack(data: Path, out: Path, proteins: int) -> None:
@@ -193,7 +195,8 @@ def models_of(options: argparse.Namespace) -> list[dict[str, Any]]:
         runs.sort()
         models += [{"model": preset, "kind": "trained", "seed": r[2], "path": r[3]} for r in runs[: options.seeds]]
     models += [{"model": preset, "kind": "random", "seed": 0, "path": ""} for preset in found]
-    return [*models, {"model": SIMPLE, "kind": SIMPLE, "seed": None, "path": ""}]
+    models.append({"model": SIMPLE, "kind": SIMPLE, "seed": None, "path": ""})
+    return [m for m in models if m["kind"] in options.kinds]
 
 
 def jobs_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -312,6 +315,7 @@ def main() -> None:
     parser.add_argument("--proteins", type=int, default=24_000, help="pack: training proteins for the task on function")
     parser.add_argument("--final", type=Path, help="folder of trained models")
     parser.add_argument("--untrained", nargs="+", metavar="PRESET", help="random weights of these and features alone")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="what is measured")
     parser.add_argument("--work", type=Path, default=Path("/tmp/work/protein"), help="folder of rows and embeddings")
     parser.add_argument("--seeds", type=int, default=2, help="trained models of each preset, the best first")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)

@@ -54,6 +54,7 @@ def calibrate(
     ready: float,
     until: float,
     margin: float,
+    most: dict[str, int] | None = None,
     floor: int = 20,
 ) -> dict[str, int]:
     """The number of steps of each size, once the processes are warm: those that live and are so by the time ``ready``.
@@ -66,7 +67,8 @@ def calibrate(
         ready: who is not warm by then is not measured, and starts with the plan.
         until: the time at which all should have trained.
         margin: share of the time until then that the plan leaves unused.
-        floor: steps at least.
+        most: steps of a size at most.
+        floor: steps at least, if that is not more.
 
     Raises:
         TimeoutError: when none is warm.
@@ -100,40 +102,58 @@ def calibrate(
     step = sum(told["tokens"] for told in warmed.values()) / len(warmed)
     # A size of which nothing was ready in time: as many as the others.
     steps = {s: max(floor, int(tokens.get(s, min(tokens.values())) / step)) for s in sorted(set(sizes.values()))}
+    steps = {size: min(many, (most or {}).get(size, many)) for size, many in steps.items()}
     say(folder / "plan.json", {"steps": steps, "together": together, "slower alone": alone, "seconds": seconds})
     return steps
 
 
 def replan(
-    folder: Path, sizes: dict[str, str], processes: dict[str, Any], ready: float, until: float, margin: float
+    folder: Path,
+    number: int,
+    sizes: dict[str, str],
+    processes: dict[str, Any],
+    until: float,
+    margin: float,
+    most: dict[str, int] | None = None,
 ) -> dict[str, int]:
-    """Fewer steps of each size, where the first ones took longer than the plan knew: others may have come since.
+    """The number of steps of each size once more, from how long those since the last plan took.
 
-    All models of a size take the second plan at the same step, so that they keep one schedule and the same tokens.
+    Every model waits at the same step for this plan, so that all of a size keep one schedule and the same tokens: none
+    can be past the end of a shorter plan, whichever is the slower one and whatever else has come to the GPU.
 
     Args:
-        folder: of the stage; gets replan.json.
+        folder: of the stage; gets replan-NUMBER.json.
+        number: of the pause, from 0.
         sizes: of each training by name.
-        processes: by name; each says how long its first steps took, and waits.
-        ready: who has not said so by then is not waited for.
+        processes: by name; each says how long its last steps took, and waits. Who has ended is not waited for.
         until: the time at which all should have trained.
         margin: share of the time until then that the plan leaves unused.
+        most: steps of a size at most.
     """
+    file = f"settled-{number}.json"
 
     def told() -> dict[str, dict[str, Any]]:
-        return {n: json.loads(f.read_text()) for n in processes if (f := folder / n / "settled.json").is_file()}
+        return {n: json.loads(f.read_text()) for n in processes if (f := folder / n / file).is_file()}
 
-    while time.monotonic() < ready and any(processes[n].poll() is None for n in processes.keys() - told().keys()):
+    while time.monotonic() < until and any(processes[n].poll() is None for n in processes.keys() - told().keys()):
         time.sleep(0.05)
-    steps, first = dict(json.loads((folder / "plan.json").read_text())["steps"]), told()
-    rates = {name: said["steps"] / said["seconds"] for name, said in first.items()}
+    steps, said = dict(latest(folder)["steps"]), told()
+    rates = {name: one["taken"] / one["seconds"] for name, one in said.items() if one["taken"]}
     # The slower one's last steps were taken while the others waited: nothing more is gained by those that end.
-    left = planned({n: sizes[n] for n in rates}, rates, {}, (until - time.monotonic()) * (1 - margin)) if rates else {}
-    for size, more in left.items():
-        done = max(said["steps"] for name, said in first.items() if sizes[name] == size)
-        steps[size] = min(steps[size], done + max(1, int(more)))
-    say(folder / "replan.json", {"steps": steps, "steps a second": rates})
+    seconds = max(0.0, until - time.monotonic()) * (1 - margin)
+    for size, more in (planned({n: sizes[n] for n in rates}, rates, {}, seconds) if rates else {}).items():
+        done = max(one["steps"] for name, one in said.items() if sizes[name] == size)
+        steps[size] = max(done + 1, min(done + int(more), (most or {}).get(size, done + int(more))))
+    say(folder / f"replan-{number}.json", {"steps": steps, "steps a second": rates, "seconds": seconds})
     return steps
+
+
+def latest(folder: Path) -> dict[str, Any]:
+    """The last plan that was made."""
+    number = 0
+    while (folder / f"replan-{number}.json").is_file():
+        number += 1
+    return json.loads((folder / (f"replan-{number - 1}.json" if number else "plan.json")).read_text())
 
 
 def slower(rates: dict[str, float]) -> list[str]:

@@ -6,18 +6,18 @@
         --trainings 8m=0,1 35m=0
 
 ``pack`` keeps every held-out protein and one of each of so many training clusters, drawn by a fixed seed. ``tune``
-trains each model of the smallest size at each rate without the test proteins. Chosen is the lowest rate whose
-validation loss is within .005 nats of the best one's: the search is short, and of rates that are as good in it the
-lower one is the safer for a longer training. ``final`` takes it for every seed, and at another size times the square
-root of the ratio of widths; it may be started while ``tune`` runs, and waits for it (``--wait``). The rule is one for
-both models, and test proteins have no part in it.
+trains each model of the smallest size at each rate without the test proteins; chosen is the rate with the lowest
+validation loss. ``final`` takes it for every seed, and at another size times the square root of the ratio of widths; it
+may be started while ``tune`` runs, and waits for it (``--wait``). The rule is one for both models, and test proteins
+have no part in it.
 
 All trainings of a stage run at once, a process each. They first measure their speed, all together and then the slower
 model of each size; from that follows one number of steps for each size, so that all end within ``--limit`` seconds,
-cosine and test included. After the first tenth of the steps (``--settle``) the finals wait for one another and for a
-second plan, which is shorter where they were slower than measured: other work may have come to the GPU. What has not
-ended by then is stopped as by Ctrl-C, evaluated where it stands and marked. ``--resume`` goes on with what is in WORK,
-with the same steps.
+cosine and test included; ``--steps`` is the most of a size. At some shares of these steps (``--settle``) the finals
+wait for one another, and the number is counted again from how long the last ones took: others may have come to the GPU
+or gone. So all models of a size always have the same number of steps and one schedule, to its end. What the limit stops
+all the same is stopped as by Ctrl-C, evaluated where it stands and marked. ``--resume`` goes on with what is in WORK,
+with the same plans.
 
 OUT gets tune.json or final.json, and of ``final`` the weights with the lowest validation loss of each model in fp16,
 PRESET.tar, where they have at most 16 MiB. ESM-2 is fair-esm's class: proteins of a batch sorted by length and padded,
@@ -47,8 +47,7 @@ from benchmarks.proteins.training import one
 
 BINS = ("loss_to_256", "loss_to_512", "loss_to_1024", "loss_to_2048", "loss_to_4096", "loss_over_4096")
 WIDTHS = {"lc-plm-8m": 224, "lc-plm-35m": 448, "esm2-8m": 320, "esm2-35m": 480}
-SEARCHED, EQUAL = "8m", 0.005
-"""The size that is searched; nats within which rates count as equally good."""
+SEARCHED = "8m"  # the size of which rates are searched
 LARGEST = 16 << 20  # bytes of weights that come back
 TOLD = ("steps", "tokens", "complete", "seconds", "tokens_per_second", "peak_gib")
 
@@ -69,7 +68,7 @@ def jobs_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     return {
         preset + (f"-lr{rate:g}" if rate is not None else "") + f"-seed{seed}": {
             "stage": options.stage, "preset": preset, "size": size, "lr": rate, "seed": seed,
-            "overrides": [f"seed={seed}", *fixed], "settle": options.settle if options.stage == "final" else 0,
+            "overrides": [f"seed={seed}", *fixed], "settle": options.settle if options.stage == "final" else [],
         }
         for preset, size, rate, seed in wanted
     }  # fmt: skip
@@ -106,6 +105,7 @@ def run_all(options: argparse.Namespace, began: float) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         say(folder / name / "job.json", job)
     waiting = [name for name in jobs if not _done(folder / name / "result.json")]
+    most = {size: int(steps) for size, _, steps in (text.partition("=") for text in options.steps)}
     with sharing(options.mps) as shared:
         env = {**environment(), **shared}
         commands = {n: [sys.executable, __file__, "one", "--work", str(folder / n)] for n in waiting}
@@ -120,12 +120,12 @@ def run_all(options: argparse.Namespace, began: float) -> None:
             if waiting and not (folder / "plan.json").is_file():
                 now = time.monotonic()
                 ready, windows = now + 0.45 * (deadline - now), tuple(options.windows)
-                steps = calibrate(folder, sizes, processes, windows, ready, until, options.margin)
+                steps = calibrate(folder, sizes, processes, windows, ready, until, options.margin, most)
                 print(f"steps of {options.tokens:,} tokens: {steps}, {time.monotonic() - began:.0f} s in", flush=True)
-            if waiting and any(job["settle"] for job in jobs.values()) and not (folder / "replan.json").is_file():
-                now = time.monotonic()
-                steps = replan(folder, sizes, processes, now + 0.6 * (until - now), until, options.margin)
-                print(f"planned again: {steps}, {time.monotonic() - began:.0f} s in", flush=True)
+            for number in range(len(options.settle)) if waiting and options.stage == "final" else ():
+                if not (folder / f"replan-{number}.json").is_file():
+                    steps = replan(folder, number, sizes, processes, until, options.margin, most)
+                    print(f"planned again: {steps}, {time.monotonic() - began:.0f} s in", flush=True)
             ended = -1
             while time.monotonic() < deadline - options.stop:
                 live = sum(process.poll() is None for process in processes.values())
@@ -153,11 +153,11 @@ def report(options: argparse.Namespace, jobs: dict[str, Any], began: float) -> d
     folder = options.work.resolve() / options.stage
     files = [file for name in jobs if (file := folder / name / "result.json").is_file()]
     results = [json.loads(file.read_text()) for file in files]
-    plan, again = folder / "plan.json", folder / "replan.json"
+    plan, later = folder / "plan.json", sorted(folder.glob("replan-*.json"))
     said: dict[str, Any] = {
         "command": sys.argv, "results": results, "wall": round(time.monotonic() - began, 1),
         "plan": json.loads(plan.read_text()) if plan.is_file() else {},
-        "replan": json.loads(again.read_text()) if again.is_file() else {},
+        "replans": [json.loads(file.read_text()) for file in later],
     }  # fmt: skip
     presets = dict.fromkeys(r["preset"] for r in results)
     said["best"] = {p: r for p in presets if (r := best_of(results, p))}
@@ -179,11 +179,10 @@ def best_of(results: list[dict[str, Any]], preset: str) -> dict[str, Any] | None
 
 
 def chosen(results: list[dict[str, Any]], preset: str) -> float:
-    """The lowest rate whose validation loss is within ``EQUAL`` of the best, of whole trainings where there are any."""
+    """The rate with the lowest validation loss, of whole trainings where there are any."""
     best = best_of(results, preset)
     assert best is not None
-    mine = [r for r in results if r["preset"] == preset and r["complete"] == best["complete"]]
-    return min(r["lr"] for r in mine if r["valid"].get("loss", math.inf) <= best["valid"]["loss"] + EQUAL)
+    return best["lr"]
 
 
 def table_of(results: list[dict[str, Any]]) -> str:
@@ -209,7 +208,9 @@ def main() -> None:
     parser.add_argument("--clusters", type=int, default=60_000, help="pack: of the 126,357 training clusters")
     parser.add_argument("--longest", type=int, default=1022, help="pack: training proteins are cut to it")
     parser.add_argument("--trainings", nargs="+", metavar="SIZE=SEED,...", help="of both models; 8m=0 to tune, 8m=0,1")
-    parser.add_argument("--rates", nargs="+", type=float, default=[2e-4, 4e-4, 8e-4, 2e-3, 5e-3], help="tune: rates")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, default=[2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3], help="tune: rates"
+    )
     parser.add_argument("--lr", nargs="+", default=[], metavar="PRESET=LR", help="final: instead of the tuned rates")
     parser.add_argument("--wait", type=float, default=0, help="final: seconds to wait for a search in WORK")
     parser.add_argument("--tokens", type=int, default=16384, help="of a step")
@@ -218,7 +219,15 @@ def main() -> None:
     parser.add_argument("--stop", type=float, default=24, help="seconds before the limit when trainings are stopped")
     parser.add_argument("--margin", type=float, default=0.1, help="share of the time that the plan leaves unused")
     parser.add_argument("--windows", nargs=2, type=float, default=[8, 5], help="seconds of measuring: all, the slower")
-    parser.add_argument("--settle", type=float, default=0.1, help="final: share of the steps before the second plan")
+    parser.add_argument(
+        "--settle",
+        nargs="*",
+        type=float,
+        default=[0.1, 0.5, 0.8, 0.95],
+        metavar="SHARE",
+        help="final: shares of the steps at which the models wait for one another and a new plan",
+    )
+    parser.add_argument("--steps", nargs="+", default=[], metavar="SIZE=N", help="at most so many of a size")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="more overrides, for both models")
     parser.add_argument("--mps", action="store_true", help="the processes' kernels run side by side")
     parser.add_argument("--resume", action="store_true", help="go on with the trainings in WORK")

@@ -47,9 +47,9 @@ def one(folder: Path) -> None:
         shutil.rmtree(run, ignore_errors=True)
     began, complete, failed = time.monotonic(), True, ""
     try:
-        if job["settle"]:
-            begin(config, folder, again, math.ceil(job["settle"] * steps))
-            steps, again = wait(folder.parent / "replan.json")["steps"][job["size"]], True
+        for number, share in enumerate(job["settle"]):
+            settle(config, folder, number, min(steps - 1, math.ceil(share * steps)))
+            steps, again = wait(folder.parent / f"replan-{number}.json")["steps"][job["size"]], True
             config = load_config(job["preset"], [*words, f"train.max_steps={steps}"])
         training.train(config, output=run, resume=again, quiet=True)
     except Interrupted:
@@ -63,8 +63,7 @@ def one(folder: Path) -> None:
     if (run / "metrics.json").is_file():
         found |= json.loads((run / "metrics.json").read_text())
     cuda = torch.cuda.is_available()
-    reached = json.loads((run / "last" / "metrics.json").read_text()) if (run / "last").is_dir() else {}
-    taken = found.get("steps", reached.get("steps", 0))
+    taken = found.get("steps", steps_of(run))
     tokens = tokens_of(config, data, taken)
     facts = json.loads((run / "config.json").read_text())["facts"]
 
@@ -98,20 +97,28 @@ def one(folder: Path) -> None:
         tell()
 
 
-def begin(config: Any, folder: Path, again: bool, steps: int) -> None:
-    """Train the first steps, unless that has been done, and say how long they took."""
+def settle(config: Any, folder: Path, number: int, steps: int) -> None:
+    """Train until so many steps are done, if they are not yet, and say how long the last ones took."""
     from seqgraph.train.run import train
     from seqgraph.train.state import Interrupted
 
-    if (folder / "settled.json").is_file():
+    note = folder / f"settled-{number}.json"
+    if note.is_file():
         return
-    began = time.monotonic()
-    try:
-        train(config, output=folder / "run", resume=again, quiet=True, stop_after=steps)
-    except Interrupted as stop:
-        if stop.step < steps:  # the runner's signal
-            raise
-    say(folder / "settled.json", {"steps": steps, "seconds": time.monotonic() - began})
+    began, done = time.monotonic(), steps_of(folder / "run")
+    if done < steps:
+        try:
+            train(config, output=folder / "run", resume=done > 0, quiet=True, stop_after=steps - done)
+        except Interrupted as stop:
+            if stop.step < steps:  # the runner's signal
+                raise
+    say(note, {"steps": max(done, steps), "taken": max(0, steps - done), "seconds": time.monotonic() - began})
+
+
+def steps_of(run: Path) -> int:
+    """Steps that a run has behind it."""
+    last = run / "last" / "metrics.json"
+    return json.loads(last.read_text()).get("steps", 0) if last.is_file() else 0
 
 
 def measure(config: Any, folder: Path) -> None:

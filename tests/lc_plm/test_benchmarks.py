@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -15,11 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import seqgraph as sg
 from benchmarks.proteins.comparison import downstream, tokens_apart
-from benchmarks.proteins.downstream import models_of
-from benchmarks.proteins.planning import planned, replan, slower
+from benchmarks.proteins.downstream import KINDS, models_of
+from benchmarks.proteins.planning import latest, planned, replan, slower
 from benchmarks.proteins.pretrain_gpu import best_of, chosen
 from benchmarks.proteins.tables import LETTERS, related
-from benchmarks.proteins.training import keep
+from benchmarks.proteins.training import keep, settle, steps_of
+from seqgraph.config import load_config
+from seqgraph.train.checkpoint import read_tensors
 from seqgraph.train.run import train
 from seqgraph.train.state import Interrupted
 
@@ -50,31 +53,80 @@ def test_a_plan_for_one_training(alone):
     assert planned({"lc-plm-8m-a": "8m"}, {"lc-plm-8m-a": 90.0}, alone, 10.0)["8m"] == pytest.approx(900)
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [({"lc-plm-8m": 10.0, "esm2-8m": 20.0}, 60), ({}, 1000),
-                                                   ({"lc-plm-8m": 0.1, "esm2-8m": 0.1}, 1000)])  # fmt: skip
-def test_a_plan_that_was_too_long_is_shortened_for_both_models(tmp_path, seconds, expected):
-    class Ended:
-        def poll(self):
-            return 0
+class Ended:
+    def poll(self):
+        return 0
 
+
+@pytest.mark.parametrize(
+    ("seconds", "most", "expected"),
+    [
+        ({"lc-plm-8m": 10.0, "esm2-8m": 20.0}, {}, 60),  # half a step a second: 50 more for the slower one, and no more
+        ({"lc-plm-8m": 0.1, "esm2-8m": 0.02}, {}, 10010),  # faster than the first plan knew
+        ({"lc-plm-8m": 0.1, "esm2-8m": 0.02}, {"8m": 700}, 700),
+        ({"esm2-8m": 20.0}, {}, 60),  # the other has failed
+        ({"lc-plm-8m": 1e6, "esm2-8m": 1.0}, {}, 11),  # no time is left: one step, by which the schedule ends
+        ({}, {}, 1000),
+    ],
+)
+def test_a_plan_made_again_is_one_for_both_models(tmp_path, seconds, most, expected):
     (tmp_path / "plan.json").write_text(json.dumps({"steps": {"8m": 1000}}))
     for name in ("lc-plm-8m", "esm2-8m"):
         (tmp_path / name).mkdir()
         if name in seconds:
-            (tmp_path / name / "settled.json").write_text(json.dumps({"steps": 10, "seconds": seconds[name]}))
-    sizes, now = {"lc-plm-8m": "8m", "esm2-8m": "8m"}, time.monotonic()
-    # half a step a second, 100 seconds: 50 steps more for the slower one, and no more for the faster one
-    steps = replan(tmp_path, sizes, {name: Ended() for name in sizes}, now, now + 100.5, 0.0)
-    assert steps == json.loads((tmp_path / "replan.json").read_text())["steps"] == {"8m": expected}
+            said = {"steps": 10, "taken": 10, "seconds": seconds[name]}
+            (tmp_path / name / "settled-0.json").write_text(json.dumps(said))
+    sizes, until = {"lc-plm-8m": "8m", "esm2-8m": "8m"}, time.monotonic() + 100.05
+    steps = replan(tmp_path, 0, sizes, {name: Ended() for name in sizes}, until, 0.0, most)["8m"]
+    assert steps == latest(tmp_path)["steps"]["8m"] and steps == pytest.approx(expected, rel=0.01)
 
 
-def test_the_lowest_rate_among_equals_is_chosen():
+def test_trainings_that_pause_for_plans_end_at_one_step(tmp_path):
+    """Of two whose speeds change after each plan, and which the GPU's other work slows down in the end."""
+    speeds = {"lc-plm-35m": [10.0, 6.0, 12.0, 9.0, 5.0], "esm2-35m": [5.0, 9.0, 4.0, 8.0, 3.5]}
+    sizes, deadline, now = dict.fromkeys(speeds, "35m"), 100.0, 0.0
+    for name in speeds:
+        (tmp_path / name).mkdir()
+    (tmp_path / "plan.json").write_text(json.dumps({"steps": {"35m": 2000}}))
+    done, steps = 0, 2000
+    for number, share in enumerate([0.1, 0.5, 0.8, 0.95]):
+        pause = max(done, min(steps - 1, math.ceil(share * steps)))
+        for name, speed in speeds.items():
+            took = (pause - done) / speed[number]
+            said = {"steps": pause, "taken": pause - done, "seconds": took}
+            (tmp_path / name / f"settled-{number}.json").write_text(json.dumps(said))
+        now += (pause - done) / min(speed[number] for speed in speeds.values())
+        done, until = pause, time.monotonic() + deadline - now
+        steps = replan(tmp_path, number, sizes, {name: Ended() for name in sizes}, until, 0.05)["35m"]
+        assert steps > done
+    end = now + (steps - done) / min(speed[-1] for speed in speeds.values())
+    assert 0.9 * deadline < end < 1.05 * deadline
+
+
+def test_a_training_in_parts_is_the_one_without_pauses(tmp_path):
+    """Paused three times, with the same number of steps each time: the same weights, and parts that count once."""
+    whole = load_config("lc-plm-sample", ["train.max_steps=12", "train.epochs=100"])
+    for number, share in enumerate([0.2, 0.1, 0.7]):
+        settle(whole, tmp_path / "parts", number, math.ceil(share * 12))
+    said = [json.loads((tmp_path / "parts" / f"settled-{n}.json").read_text()) for n in range(3)]
+    assert [(one["steps"], one["taken"]) for one in said] == [(3, 3), (3, 0), (9, 6)]
+    settle(whole, tmp_path / "parts", 2, 11)  # said already
+    train(whole, output=tmp_path / "parts" / "run", resume=True, quiet=True)
+    train(whole, output=tmp_path / "whole", quiet=True)
+    weights = [
+        read_tensors(path / "last" / "model.safetensors") for path in (tmp_path / "parts" / "run", tmp_path / "whole")
+    ]
+    assert steps_of(tmp_path / "whole") == 12
+    for name, value in weights[0].items():
+        assert value.equal(weights[1][name]), name
+
+
+def test_the_rate_with_the_lowest_loss_is_chosen():
     def result(rate, loss, complete=True):
         return {"preset": "esm2-8m", "lr": rate, "complete": complete, "valid": {} if loss is None else {"loss": loss}}
 
-    results = [result(4e-4, 2.86), result(8e-4, 2.843), result(2e-3, 2.840), result(5e-3, None, False)]
-    assert best_of(results, "esm2-8m")["lr"] == 2e-3
-    assert chosen(results, "esm2-8m") == 8e-4
+    results = [result(4e-4, 2.86), result(8e-4, 2.840), result(2e-3, 2.843), result(5e-3, None, False)]
+    assert best_of(results, "esm2-8m")["lr"] == chosen(results, "esm2-8m") == 8e-4
     assert chosen([*results, result(2e-4, 2.7, False)], "esm2-8m") == 8e-4  # a whole training before one that was cut
     assert best_of(results, "lc-plm-8m") is None
 
@@ -97,7 +149,7 @@ def test_a_training_that_was_stopped_is_measured_downstream(tmp_path):
     (run / "best").mkdir()  # of an earlier evaluation, and worse
     result = {"preset": "lc-plm-35m", "seed": 0, "valid": {"loss": 2.8}, "complete": False, "failed": ""}
     (run.parent / "result.json").write_text(json.dumps(result))
-    options = argparse.Namespace(final=tmp_path, untrained=["lc-plm-35m", "esm2-35m"], seeds=2)
+    options = argparse.Namespace(final=tmp_path, untrained=["lc-plm-35m", "esm2-35m"], seeds=2, kinds=KINDS)
     models = {(m["model"], m["kind"]): m["path"] for m in models_of(options)}
     assert models["lc-plm-35m", "trained"] == str(run / "last")
     assert ("esm2-35m", "random") in models and ("esm2-35m", "trained") not in models
@@ -106,6 +158,8 @@ def test_a_training_that_was_stopped_is_measured_downstream(tmp_path):
     np.testing.assert_allclose(whole, half, atol=2e-3)
     options.final = None
     assert [m["kind"] for m in models_of(options)] == ["random", "random", "simple"]
+    options.kinds = ["simple"]
+    assert [m["kind"] for m in models_of(options)] == ["simple"]
 
 
 def test_models_after_unequal_tokens_are_not_compared():
