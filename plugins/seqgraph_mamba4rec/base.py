@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from seqgraph.stream import TokenStream
 from seqgraph_mamba4rec.blocks import NORM_EPS, Layer, Placement
 from seqgraph_mamba4rec.lists import Recommender
+from seqgraph_mamba4rec.seen import SeenKind, seen_term
 
 
 class NextItemModel(Recommender, nn.Module):
@@ -24,10 +25,12 @@ class NextItemModel(Recommender, nn.Module):
         dropout: on the embedding.
         placement: "post" norms the embedding after its dropout, "pre" the last layer's output.
         max_length: the longest history that the model can read; None for any.
+        seen: whether the scores of items that the user has had get a learnt weight more: "none", "bias" or "recency".
 
     Attributes:
         assets: what :meth:`recommend` needs: "item_ids" (raw id of each row), "titles" (raw id to title),
             "max_history".
+        seen: the term of items that a user has had, or None.
         capturable: whether a step waits for nothing and depends on the lengths by tensors alone, so that a CUDA graph
             can replay it.
     """
@@ -43,9 +46,11 @@ class NextItemModel(Recommender, nn.Module):
         *,
         placement: Placement = "post",
         max_length: int | None = None,
+        seen: SeenKind = "none",
     ) -> None:
         super().__init__()
         self.num_items, self.max_length = num_items, max_length
+        self.seen = seen_term(seen)
         self.assets: dict[str, Any] = {}
         self.item_embedding = nn.Embedding(num_items, d_model)
         self.dropout = nn.Dropout(dropout)
@@ -89,7 +94,7 @@ class NextItemModel(Recommender, nn.Module):
         return self(stream).pool("last")
 
     def scores(self, users: Tensor) -> Tensor:
-        """Scores of every item, (S, V), for read-outs (S, D)."""
+        """Scores of every item, (S, V), for read-outs (S, D); without the term of what the users have had."""
         return users @ self.item_embedding.weight.T
 
 

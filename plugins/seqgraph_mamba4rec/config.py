@@ -33,6 +33,9 @@ class Mamba4RecConfig(_Config):
     init: Literal["mamba", "mamba4rec"] = Field(
         "mamba", description="'mamba' keeps Mamba's step sizes; 'mamba4rec' overwrites them, as the release does"
     )
+    seen: Literal["none", "bias", "recency"] = Field(
+        "none", description="a learnt weight on what the user has had: none, one for all, or one a distance in events"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Mamba4RecConfig:
@@ -55,6 +58,9 @@ class SASRecConfig(_Config):
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on the attention weights; above 0 training pads")
     norm: Literal["post", "pre"] = Field("pre", description="norms before each part, or after it (RecBole's)")
     max_length: int = Field(200, gt=0, description="positions; data.max_history may not be larger")
+    seen: Literal["none", "bias", "recency"] = Field(
+        "none", description="a learnt weight on what the user has had: none, one for all, or one a distance in events"
+    )
 
     @model_validator(mode="after")
     def _heads(self) -> SASRecConfig:

@@ -134,7 +134,8 @@ class Recommender:
             k: length of the lists; shorter where fewer items are left.
             filter_seen: leave out every item of the history, the ones beyond ``max_history`` too.
             on_unknown: what to do with an item that the model has never met.
-            max_history: look at the last so many items only; by default as many as in training.
+            max_history: look at the last so many items only; by default as many as in training. A weight for what
+                the user has had (``model.seen``) counts the whole history.
 
         Raises:
             DataError: naming the history and the item that is unknown, or the history without any known item; or
@@ -150,8 +151,12 @@ class Recommender:
         encode = cast(Any, self).encode_users
         with evaluating(self):
             users = torch.cat([encode(s.to(weight.device)) for s in batches(recent)] or [weight[:0]])
-        seen = TokenStream.from_ragged(known).to(weight.device) if filter_seen and known else None
-        return catalogue.describe(*ItemIndex(weight).search(users, k, seen=seen))
+        had = TokenStream.from_ragged(known).to(weight.device) if known else None
+        return catalogue.describe(*self.index().search(users, k, seen=had if filter_seen else None, had=had))
+
+    def index(self) -> ItemIndex:
+        """The items, to be searched."""
+        return ItemIndex(self.item_vectors(), term=getattr(self, "seen", None))
 
     def catalogue(self) -> Catalogue:
         """The items by id and name.

@@ -10,11 +10,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-ChunkLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+from seqgraph_mamba4rec.seen import Had
+
+ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, slice], Tensor]
+"""Of a chunk's read-outs, the item vectors, the right items, the weights of what was had, and which chunk it is."""
 
 
 def softmax_loss(
-    hidden: Tensor, weight: Tensor, target: Tensor, *, budget: int = 256 << 20, count: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    budget: int = 256 << 20,
+    count: Tensor | None = None,
+    had: Had | None = None,
 ) -> Tensor:
     """Mean cross-entropy of ``softmax(hidden @ weight.T)`` without ever holding all the logits.
 
@@ -28,33 +37,51 @@ def softmax_loss(
         target: the right items, (P,) int64.
         budget: bytes of fp32 logits and of their logarithms of probabilities held at once.
         count: how many of the predictions count, from the first, () int64; None for all.
+        had: what each prediction's user has had, where the model has a weight for it.
 
     Returns:
         Scalar, fp32 or wider; zero (with a gradient path) when P is 0. It can be differentiated once.
     """
-    rows = max(1, budget // (8 * weight.shape[0]))
+    # A prediction's distances take a token, an item, two flags, a weight and a logit each.
+    rows = max(1, budget // (8 * weight.shape[0] + (0 if had is None else 32 * had.longest)))
     with torch.autocast(hidden.device.type, enabled=False):
-        return _SoftmaxLoss.apply(_wide(hidden), _wide(weight), target, rows, count)
+        given = (None, None) if had is None else (had, had.weights)
+        return _SoftmaxLoss.apply(_wide(hidden), _wide(weight), target, rows, count, *given)
 
 
 def sampled_softmax_loss(
-    hidden: Tensor, weight: Tensor, target: Tensor, *, negatives: int, budget: int = 256 << 20
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    negatives: int,
+    budget: int = 256 << 20,
+    had: Had | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the right item among itself and ``negatives`` items drawn uniformly for each prediction.
 
     A draw that hits the right item is left out. Arguments and result as those of :func:`softmax_loss`.
     """
 
-    def loss(h: Tensor, w: Tensor, right: Tensor) -> Tensor:
-        own, others, hit = _against(h, w, right, negatives)
+    against = _Against(negatives, len(weight), had)
+
+    def loss(h: Tensor, w: Tensor, right: Tensor, weights: Tensor | None, rows: slice) -> Tensor:
+        own, others, hit = against(h, w, right, weights, rows)
         logits = torch.cat([own, others.masked_fill(hit, -torch.inf)], 1)  # (chunk, 1 + n)
         return (logits.logsumexp(1) - own[:, 0]).sum()
 
-    return _chunked(loss, hidden, weight, target, negatives, budget)
+    return _chunked(loss, hidden, weight, target, negatives, budget, had)
 
 
 def gbce_loss(
-    hidden: Tensor, weight: Tensor, target: Tensor, *, negatives: int, t: float = 0.75, budget: int = 256 << 20
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    *,
+    negatives: int,
+    t: float = 0.75,
+    budget: int = 256 << 20,
+    had: Had | None = None,
 ) -> Tensor:
     """Generalised binary cross-entropy of gSASRec (Petrov and Macdonald 2023, arXiv 2308.07192).
 
@@ -69,33 +96,48 @@ def gbce_loss(
         negatives: n, items drawn uniformly for each prediction; draws of the right item count for nothing.
         t: calibration.
         budget: bytes held at once for the drawn items' vectors.
+        had: as for :func:`softmax_loss`.
 
     Returns:
         As :func:`softmax_loss`.
     """
     rate = min(1.0, negatives / max(1, len(weight) - 1))
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)
+    against = _Against(negatives, len(weight), had)
 
-    def loss(h: Tensor, w: Tensor, right: Tensor) -> Tensor:
-        own, others, hit = _against(h, w, right, negatives)
+    def loss(h: Tensor, w: Tensor, right: Tensor, weights: Tensor | None, rows: slice) -> Tensor:
+        own, others, hit = against(h, w, right, weights, rows)
         wrong = F.logsigmoid(-others).masked_fill(hit, 0.0)
         return -(beta * F.logsigmoid(own).sum() + wrong.sum()) / (negatives + 1)
 
-    return _chunked(loss, hidden, weight, target, negatives, budget)
+    return _chunked(loss, hidden, weight, target, negatives, budget, had)
 
 
-def _against(h: Tensor, w: Tensor, right: Tensor, negatives: int) -> tuple[Tensor, Tensor, Tensor]:
+class _Against:
     """Logits of the right items (P, 1) and of drawn ones (P, n), and which of those are the right item, (P, n)."""
-    drawn = torch.randint(len(w), (len(h), negatives), device=h.device)
-    chosen = F.embedding(torch.cat([right[:, None], drawn], 1), w)  # (P, 1 + n, D)
-    logits = (chosen @ h[:, :, None])[..., 0]
-    return logits[:, :1], logits[:, 1:], drawn == right[:, None]
+
+    def __init__(self, negatives: int, num_items: int, had: Had | None) -> None:
+        self.negatives = negatives
+        self.find = None if had is None else had.finder(num_items)
+
+    def __call__(
+        self, h: Tensor, w: Tensor, right: Tensor, weights: Tensor | None, rows: slice
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        drawn = torch.randint(len(w), (len(h), self.negatives), device=h.device)
+        items = torch.cat([right[:, None], drawn], 1)
+        logits = (F.embedding(items, w) @ h[:, :, None])[..., 0]  # of vectors (P, 1 + n, D)
+        if weights is not None and self.find is not None:
+            logits = logits + torch.cat([weights, weights.new_zeros(1)])[self.find(rows, items)]
+        return logits[:, :1], logits[:, 1:], drawn == right[:, None]
 
 
-def _chunked(loss: ChunkLoss, hidden: Tensor, weight: Tensor, target: Tensor, negatives: int, budget: int) -> Tensor:
+def _chunked(
+    loss: ChunkLoss, hidden: Tensor, weight: Tensor, target: Tensor, negatives: int, budget: int, had: Had | None
+) -> Tensor:
     rows = max(1, budget // (4 * weight.shape[1] * (negatives + 1)))
     with torch.autocast(hidden.device.type, enabled=False):
-        return _ChunkedLoss.apply(loss, _wide(hidden), _wide(weight), target, rows)
+        weights = None if had is None else had.weights
+        return _ChunkedLoss.apply(loss, _wide(hidden), _wide(weight), target, rows, weights)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -104,60 +146,90 @@ def _wide(x: Tensor) -> Tensor:
 
 class _SoftmaxLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, rows: int, count: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        rows: int,
+        count: Tensor | None,
+        had: Had | None,
+        weights: Tensor | None,
+    ) -> Tensor:
         total = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
         counts = None if count is None else torch.arange(len(hidden), device=hidden.device)[:, None] < count
         grads = any(ctx.needs_input_grad)
         grad_h, grad_w = torch.zeros_like(hidden), torch.zeros_like(weight)
+        by_distance = None if had is None else had.by_distance().to(hidden.dtype)  # (longest, K)
+        worth = None if by_distance is None or weights is None else by_distance @ weights.to(hidden.dtype)
+        grad_worth = None if worth is None else torch.zeros_like(worth)
         for start in range(0, len(hidden), rows):
-            h, t = hidden[start : start + rows], target[start : start + rows, None]
-            log_p = torch.log_softmax(h @ weight.T, 1)  # (chunk, V)
+            block = slice(start, start + rows)
+            h, t = hidden[block], target[block, None]
+            logits = h @ weight.T  # (chunk, V)
+            if had is not None and worth is not None:
+                items, fresh = had.pairs(block)  # (chunk, longest); who stands there again writes the same again
+                more = torch.where(fresh, worth, worth[:1])
+                logits.scatter_(1, items, logits.gather(1, items).add_(more))
+            log_p = torch.log_softmax(logits, 1)
             lost = -log_p.gather(1, t)
             if counts is not None:  # products with rows of zeros are cheaper than another pass over (chunk, V)
-                h, lost = h * counts[start : start + rows], lost * counts[start : start + rows]
+                h, lost = h * counts[block], lost * counts[block]
             total += lost.sum()
             if grads:
                 p = log_p.exp_()
                 p = p.scatter_add_(1, t, -torch.ones_like(lost))
-                grad_h[start : start + rows] = p @ weight
+                grad_h[block] = p @ weight
                 grad_w += p.T @ h
+                if grad_worth is not None:
+                    of = p.gather(1, items) * (fresh if counts is None else fresh & counts[block])
+                    grad_worth += of.sum(0)
         if counts is not None:
             grad_h *= counts
         number: Any = max(1, len(hidden)) if count is None else count.clamp_min(1)
-        ctx.save_for_backward(grad_h.div_(number), grad_w.div_(number))
+        kept = [grad_h.div_(number), grad_w.div_(number)]
+        if grad_worth is not None and by_distance is not None and weights is not None:
+            kept.append((grad_worth @ by_distance / number).to(weights.dtype))
+        ctx.save_for_backward(*kept)
         return total / number
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        grad_h, grad_w = ctx.saved_tensors
-        return grad * grad_h, grad * grad_w, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_h, grad_w, *of_weights = ctx.saved_tensors
+        of_weights = [grad * each for each in of_weights] or [None]
+        return grad * grad_h, grad * grad_w, None, None, None, None, *of_weights
 
 
 class _ChunkedLoss(torch.autograd.Function):
     """The mean of a loss that is a sum over chunks of predictions; each chunk's graph is gone before the next's."""
 
     @staticmethod
-    def forward(ctx: Any, loss: ChunkLoss, hidden: Tensor, weight: Tensor, target: Tensor, rows: int) -> Tensor:
+    def forward(
+        ctx: Any, loss: ChunkLoss, hidden: Tensor, weight: Tensor, target: Tensor, rows: int, weights: Tensor | None
+    ) -> Tensor:
         total = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
-        grad_h, grad_w = torch.zeros_like(hidden), torch.zeros_like(weight)
+        grad_h, shared = torch.zeros_like(hidden), [weight, *([] if weights is None else [weights])]
         grads = any(ctx.needs_input_grad)
-        w = weight.detach().requires_grad_(grads)
+        added = [torch.zeros_like(one) for one in shared]
+        own = [one.detach().requires_grad_(grads) for one in shared]
         for start in range(0, len(hidden), rows):
-            h = hidden[start : start + rows].detach().requires_grad_(grads)
+            block = slice(start, start + rows)
+            h = hidden[block].detach().requires_grad_(grads)
             with torch.set_grad_enabled(grads):
-                part = loss(h, w, target[start : start + rows])
+                part = loss(h, own[0], target[block], None if weights is None else own[1], block)
             total += part.detach()
             if grads:
-                of_h, of_w = torch.autograd.grad(part, [h, w])
-                grad_h[start : start + rows] = of_h
-                grad_w += of_w
+                of_h, *of_shared = torch.autograd.grad(part, [h, *own])
+                grad_h[block] = of_h
+                torch._foreach_add_(added, of_shared)
         count = max(1, len(hidden))
-        ctx.save_for_backward(grad_h.div_(count), grad_w.div_(count))
+        ctx.save_for_backward(*(g.div_(count) for g in (grad_h, *added)))
         return total / count
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None, None]:
-        grad_h, grad_w = ctx.saved_tensors
-        return None, grad * grad_h, grad * grad_w, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_h, grad_w, *of_weights = ctx.saved_tensors
+        of_weights = [grad * each for each in of_weights] or [None]
+        return None, grad * grad_h, grad * grad_w, None, None, *of_weights

@@ -10,6 +10,7 @@ from seqgraph.encode import Mamba, Mamba2
 from seqgraph_mamba4rec.base import NextItemModel, as_layers
 from seqgraph_mamba4rec.blocks import init_normal
 from seqgraph_mamba4rec.lists import Recommendation
+from seqgraph_mamba4rec.seen import SeenKind
 from seqgraph_mamba4rec.states import Streaming
 
 __all__ = ["Mamba4Rec", "Recommendation"]
@@ -40,6 +41,8 @@ class Mamba4Rec(Streaming, NextItemModel):
             for every linear weight inside Mamba too, and every bias zero, so that all step sizes start near
             softplus(0) = 0.69 and the state forgets within a few items. Those of "ssd" belong to no linear layer:
             they stay.
+        seen: a learnt weight on the scores of what the user has had: "none" (published), "bias" for one weight or
+            "recency" for one a distance: see :class:`seqgraph_mamba4rec.seen.SeenTerm`.
 
     Raises:
         ValueError: for norms in front without a residual.
@@ -60,8 +63,9 @@ class Mamba4Rec(Streaming, NextItemModel):
         residual: bool | None = None,
         norm: Literal["post", "pre"] = "post",
         init: Literal["mamba", "mamba4rec"] = "mamba",
+        seen: SeenKind = "none",
     ) -> None:
-        super().__init__(num_items, d_model, dropout, placement=norm)
+        super().__init__(num_items, d_model, dropout, placement=norm, seen=seen)
         if norm == "pre" and residual is False:
             raise ValueError("norms in front (norm='pre') need the residual")
         mamba: dict[str, Any] = {"d_state": d_state, "d_conv": d_conv, "expand": expand}

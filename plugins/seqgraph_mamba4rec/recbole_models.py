@@ -34,7 +34,8 @@ class _Ours(SequentialRecommender):
     RecBole's item i is our i - 1; its [PAD] is no item here, neither in the training softmax nor in the ranking.
 
     Raises:
-        ConfigError: for ``loss_type`` other than CE, or values that the model does not take.
+        ConfigError: for ``loss_type`` other than CE, values that the model does not take, or a learnt weight of what
+            a user has had (``seen``).
     """
 
     ours: type[NextItemModel]
@@ -50,6 +51,11 @@ class _Ours(SequentialRecommender):
         if "max_length" in self.config_class.model_fields:
             fields["max_length"] = self.max_seq_length
         checked = configs.checked_fields(self.config_class, fields | {"num_items": self.n_items - 1})
+        if checked.get("seen", "none") != "none":
+            raise ConfigError(
+                f"seen: {checked['seen']} in RecBole, whose batches cut histories off",
+                "train such a model with seqgraph train",
+            )
         self.net = self.ours(**checked)
 
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:

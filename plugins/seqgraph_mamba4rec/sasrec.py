@@ -11,6 +11,7 @@ from seqgraph.stream import TokenStream
 from seqgraph_mamba4rec.attention import packed_attention
 from seqgraph_mamba4rec.base import NextItemModel, as_layers
 from seqgraph_mamba4rec.blocks import init_normal
+from seqgraph_mamba4rec.seen import SeenKind
 
 
 class CausalAttention(nn.Module):
@@ -56,6 +57,8 @@ class SASRec(NextItemModel):
         attention_dropout: on the attention weights; above 0 training pads.
         norm: "pre" (as in SASRec) or "post" (as in RecBole's).
         max_length: positions; no history may be longer.
+        seen: a learnt weight on the scores of what the user has had: "none", "bias" for one weight or "recency" for
+            one a distance: see :class:`seqgraph_mamba4rec.seen.SeenTerm`.
     """
 
     def __init__(
@@ -69,8 +72,9 @@ class SASRec(NextItemModel):
         attention_dropout: float = 0.0,
         norm: Literal["post", "pre"] = "pre",
         max_length: int = 200,
+        seen: SeenKind = "none",
     ) -> None:
-        super().__init__(num_items, d_model, dropout, placement=norm, max_length=max_length)
+        super().__init__(num_items, d_model, dropout, placement=norm, max_length=max_length, seen=seen)
         self.position_embedding = nn.Embedding(max_length, d_model)
         mixers = [CausalAttention(d_model, n_heads, attention_dropout, max_length) for _ in range(n_layers)]
         self.layers = as_layers(mixers, d_model, d_ffn, dropout, placement=norm)

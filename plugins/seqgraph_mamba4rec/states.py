@@ -17,6 +17,7 @@ from seqgraph.errors import CheckpointError, DataError
 from seqgraph.stream import TokenStream
 from seqgraph.train import checkpoint
 from seqgraph_mamba4rec.lists import Recommendation, batches, evaluating
+from seqgraph_mamba4rec.seen import SeenTerm
 from seqgraph_mamba4rec.topk import ItemIndex
 
 FORMAT = 1
@@ -42,10 +43,12 @@ class Streaming:
         layers: nn.ModuleList
         item_embedding: nn.Embedding
         norm_f: nn.Module
+        seen: SeenTerm | None
 
         def embed(self, stream: TokenStream) -> Tensor: ...
         def catalogue(self) -> Any: ...
         def item_vectors(self) -> Tensor: ...
+        def index(self) -> ItemIndex: ...
 
     def initial_state(self, users: int) -> State:
         """The state of so many users before their first event."""
@@ -128,7 +131,12 @@ class Streaming:
 
     @torch.no_grad()
     def recommend_from(
-        self, state: State, k: int = 10, *, seen: Iterable[Sequence[Any]] | None = None
+        self,
+        state: State,
+        k: int = 10,
+        *,
+        seen: Iterable[Sequence[Any]] | None = None,
+        history: Iterable[Sequence[Any]] | None = None,
     ) -> list[list[Recommendation]]:
         """The best k items for each row of a state, without reading anything again.
 
@@ -136,19 +144,29 @@ class Streaming:
             state: B rows, each after one event at least.
             k: length of the lists; shorter where fewer items are left.
             seen: for each row the items to leave out, raw ids or names; None leaves out none.
+            history: for each row what the user has had, oldest first, raw ids or names. A model with a weight for it
+                (``model.seen``) needs it: a state of constant size does not say which items those were.
 
         Raises:
-            DataError: for a row without an event, or an item in ``seen`` that is unknown.
+            DataError: for a row without an event, an item in ``seen`` or ``history`` that is unknown, or a model that
+                asks for histories and gets none.
         """
         users = state[READ_OUT].to(self.item_vectors().dtype)
         nobody = (users == 0).all(1)
         if bool(nobody.any()):
             raise DataError(f"row {int(nobody.int().argmax())} of the state has no event yet", "step it first")
+        if self.seen is not None and history is None:
+            raise DataError(
+                "this model has a weight for what a user has had (model.seen)", "pass history=, every row's items"
+            )
         catalogue = self.catalogue()
-        out = None
-        if seen is not None and len(users):
-            out = TokenStream.from_ragged(catalogue.rows(seen, "error", empty=True)).to(users.device)
-        return catalogue.describe(*ItemIndex(self.item_vectors()).search(users, k, seen=out))
+        out, had = (
+            TokenStream.from_ragged(catalogue.rows(items, "error", empty=True)).to(users.device)
+            if items is not None and len(users)
+            else None
+            for items in (seen, history)
+        )
+        return catalogue.describe(*self.index().search(users, k, seen=out, had=had))
 
 
 def fingerprint(model: nn.Module) -> str:

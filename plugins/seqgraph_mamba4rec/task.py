@@ -20,6 +20,7 @@ from seqgraph_mamba4rec.histories import HistoryBatch, HistoryDataset
 from seqgraph_mamba4rec.loss import gbce_loss, sampled_softmax_loss, softmax_loss
 from seqgraph_mamba4rec.metrics import Metrics
 from seqgraph_mamba4rec.ranking import Kind, all_scores, user_blocks
+from seqgraph_mamba4rec.seen import Had, SeenTerm
 
 Loss = Literal["softmax", "sampled-softmax", "gbce"]
 
@@ -106,18 +107,28 @@ class NextItem(Task):
             self._captured = self._captured or Captured(self._counted, model.parameters())
             if (loss := self._captured(stream, batch.target)) is not None:
                 return {"loss": loss, "size": torch.tensor(len(batch.target))}
-        return self._loss(model(stream).values if every else model.read(stream, batch.at), batch.target)
+        had = self._had(stream, None if every else batch.at)
+        return self._loss(model(stream).values if every else model.read(stream, batch.at), batch.target, had)
+
+    def _had(self, stream: TokenStream, at: Tensor | None) -> Had | None:
+        """What the users have had at the tokens that predict, where the model has a weight for it."""
+        term = self._term()
+        return None if term is None else term.had(stream, at)
+
+    def _term(self) -> SeenTerm | None:
+        return cast(SeenTerm | None, getattr(self.model, "seen", None))
 
     def _counted(self, stream: TokenStream, target: Tensor, count: Tensor) -> Tensor:
         """Mean loss over the first ``count`` tokens, each of which predicts."""
         hidden = cast(Any, self.model)(stream).values
-        return softmax_loss(hidden, self._items(), target, budget=self.budget, count=count)
+        had = self._had(stream, None)
+        return softmax_loss(hidden, self._items(), target, budget=self.budget, count=count, had=had)
 
-    def _loss(self, hidden: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def _loss(self, hidden: Tensor, target: Tensor, had: Had | None = None) -> dict[str, Tensor]:
         items, size = self._items(), torch.tensor(len(target))
         if self.loss == "softmax":
-            return {"loss": softmax_loss(hidden, items, target, budget=self.budget), "size": size}
-        options: dict[str, Any] = {"negatives": self.negatives, "budget": self.budget}
+            return {"loss": softmax_loss(hidden, items, target, budget=self.budget, had=had), "size": size}
+        options: dict[str, Any] = {"negatives": self.negatives, "budget": self.budget, "had": had}
         if self.loss == "gbce":
             return {"loss": gbce_loss(hidden, items, target, t=self.gbce_t, **options), "size": size}
         return {"loss": sampled_softmax_loss(hidden, items, target, **options), "size": size}
@@ -125,12 +136,14 @@ class NextItem(Task):
     def evaluation_step(self, batch: HistoryBatch) -> dict[str, Tensor]:
         """Rank every item for every user of the batch, in blocks of users; returns the mean cross-entropy."""
         users = cast(Any, self.model).encode_users(batch.stream)  # (S, D)
-        items, seen = self._items(), batch.seen
+        items, seen, term = self._items(), batch.seen, self._term()
         if seen is None:
             raise ValueError("a training batch cannot be evaluated: it does not say what the users have seen")
         total = users.new_zeros((), dtype=torch.float64)
         for block in user_blocks(len(users), len(items), self.budget):
             scores = all_scores(users[block], items)  # (block, V)
+            if term is not None:
+                term.add_(scores, seen[block])
             target = batch.target[block]
             total += F.cross_entropy(scores, target, reduction="sum")
             ranks = self.ranked.update(scores, target, seen[block])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from seqgraph.stream import TokenStream
+from seqgraph_mamba4rec.seen import SeenTerm
 
 Backend = Literal["auto", "torch", "faiss"]
 
@@ -28,6 +29,7 @@ class ItemIndex:
             if it is installed, the items are on the CPU and there are at least ``faiss_from`` of them.
         budget: bytes of scores that torch holds at once.
         faiss_from: see ``backend``.
+        term: what is added to the scores of items that a user has had; FAISS does not know it.
 
     Raises:
         ModuleNotFoundError: for "faiss" where it is not installed.
@@ -35,9 +37,15 @@ class ItemIndex:
     """
 
     def __init__(
-        self, items: Tensor, *, backend: Backend = "auto", budget: int = 64 << 20, faiss_from: int = 100_000
+        self,
+        items: Tensor,
+        *,
+        backend: Backend = "auto",
+        budget: int = 64 << 20,
+        faiss_from: int = 100_000,
+        term: SeenTerm | None = None,
     ) -> None:
-        self.items, self.budget = items.detach(), budget
+        self.items, self.budget, self.term = items.detach(), budget, term
         if backend == "auto":
             there = items.device.type == "cpu" and len(items) >= faiss_from and importlib.util.find_spec("faiss")
             backend = "auto" if there else "torch"
@@ -51,7 +59,9 @@ class ItemIndex:
             self._flat = faiss.IndexFlatIP(items.shape[1])
             self._flat.add(self.items.float().contiguous().numpy())
 
-    def search(self, users: Tensor, k: int, *, seen: TokenStream | None = None) -> tuple[Tensor, Tensor]:
+    def search(
+        self, users: Tensor, k: int, *, seen: TokenStream | None = None, had: TokenStream | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The k best items of each user, best first; of equal scores the lower row first.
 
         Which of the items that tie for the last place get in is left open.
@@ -60,33 +70,42 @@ class ItemIndex:
             users: (S, D).
             k: length of the lists, cut to V.
             seen: per user (segment) the rows of the items to leave out.
+            had: per user the rows of the items of the history, oldest first, where the index has a term for them.
 
         Returns:
             Scores (S, k) fp32, minus infinity where too few items are left, and rows of items (S, k) int64.
         """
         k = min(k, len(self.items))
+        had = had if self.term is not None else None
         most = int(seen.lengths.max()) if seen is not None and len(users) else 0
         few = self.backend == "faiss" or len(users) <= _FAISS_USERS
-        if self._flat is not None and few and k + most <= _FAISS_MOST:
+        if self._flat is not None and few and had is None and k + most <= _FAISS_MOST:
             return self._by_faiss(users, k, min(k + most, len(self.items)), seen)
         rows = max(1, min(_ROWS, self.budget // 4), self.budget // (4 * max(1, len(self.items))))
         scores = [users.new_empty((0, k), dtype=torch.float32)]
         found = [torch.empty((0, k), dtype=torch.int64, device=users.device)]
         for start in range(0, len(users), rows):
             block = slice(start, min(start + rows, len(users)))
-            best = self._by_torch(users[block], k, None if seen is None else seen[block])
+            best = self._by_torch(users[block], k, *(None if one is None else one[block] for one in (seen, had)))
             scores.append(best[0])
             found.append(best[1])
         return torch.cat(scores), torch.cat(found)
 
-    def _by_torch(self, users: Tensor, k: int, seen: TokenStream | None) -> tuple[Tensor, Tensor]:
+    def _by_torch(
+        self, users: Tensor, k: int, seen: TokenStream | None, had: TokenStream | None
+    ) -> tuple[Tensor, Tensor]:
         """For one block of users: block after block of items, keeping the best so far."""
+        worth = None if had is None or self.term is None else self.term.of_histories(had).float()
         width = max(1, self.budget // (4 * len(users)))
         scores = users.new_empty((len(users), 0), dtype=torch.float32)
         found = torch.empty((len(users), 0), dtype=torch.int64, device=users.device)
         for start in range(0, len(self.items), width):
             part = self.items[start : start + width]
             here = (users @ part.T).float()  # (rows, width)
+            if had is not None and worth is not None:
+                inside = (had.values >= start) & (had.values < start + len(part))
+                place = (had.segment[inside], had.values[inside] - start)
+                here.index_put_(place, worth[inside], accumulate=True)
             if seen is not None:
                 inside = (seen.values >= start) & (seen.values < start + len(part))
                 here[seen.segment[inside], seen.values[inside] - start] = -math.inf

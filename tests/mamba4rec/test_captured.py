@@ -23,6 +23,7 @@ MODELS = {
     "ssd": lambda: Mamba4Rec(ITEMS, d_model=16, d_state=16, mixer="ssd", headdim=16, dropout=0.0),
     "sasrec": lambda: SASRec(ITEMS, d_model=16, dropout=0.0, max_length=70),
     "lru": lambda: LRURec(ITEMS, d_model=16, dropout=0.0),
+    "seen": lambda: Mamba4Rec(ITEMS, d_model=16, d_state=8, dropout=0.0, seen="recency"),
 }
 
 

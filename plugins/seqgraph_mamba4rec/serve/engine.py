@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from seqgraph.errors import CheckpointError
-from seqgraph.stream import TokenStream
 from seqgraph_mamba4rec.lists import Recommendation, batches
 from seqgraph_mamba4rec.serve.log import LogError
 from seqgraph_mamba4rec.serve.schema import ServiceError
-from seqgraph_mamba4rec.serve.store import Full, UserStore
+from seqgraph_mamba4rec.serve.store import Full, UserStore, seen_items
 from seqgraph_mamba4rec.topk import ItemIndex
 
 # Requests taken together, items of histories read for them, and requests that may wait.
@@ -60,7 +59,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self._model: Any = self.store.model
-        self._index = ItemIndex(self._model.item_vectors())
+        self._index: ItemIndex = self._model.index()
         with torch.no_grad():  # compiled code is loaded before anyone waits for it
             first = torch.zeros(1, dtype=torch.int64, device=self._index.items.device)
             self._index.search(self._model.step(self._model.initial_state(1), first)["out"], 1)
@@ -211,10 +210,11 @@ class Engine:
         order = users + lone
         if not order:
             return answers
+        had = None if self._index.term is None else seen_items(histories).to(vectors.device)
         hidden = [h if jobs[i].filter_seen else array("i") for i, h in zip(order, histories, strict=True)]
-        seen = TokenStream.from_ragged([torch.tensor(h, dtype=torch.int64) for h in hidden]).to(vectors.device)
+        seen = seen_items(hidden).to(vectors.device)
         k = max(jobs[i].k for i in order)
-        lists = self.store.catalogue.describe(*self._index.search(vectors, k, seen=seen))
+        lists = self.store.catalogue.describe(*self._index.search(vectors, k, seen=seen, had=had))
         for i, row, history in zip(order, lists, histories, strict=True):
             answers[i] = (row[: jobs[i].k], len(history)) if history else _NOTHING
         return answers

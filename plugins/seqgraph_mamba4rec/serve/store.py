@@ -274,9 +274,9 @@ class UserStore:
         return last
 
 
-def seen_items(histories: Iterable[Iterable[int]]) -> TokenStream:
+def seen_items(histories: Iterable[array[int]]) -> TokenStream:
     """Histories as a stream."""
-    return TokenStream.from_ragged([torch.tensor(list(history), dtype=torch.int64) for history in histories])
+    return TokenStream.from_ragged([torch.tensor(history, dtype=torch.int64) for history in histories])
 
 
 def _lock(folder: Path) -> int:
