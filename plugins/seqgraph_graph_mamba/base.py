@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from seqgraph.encode import MLP
 from seqgraph.errors import ConfigError, DataError
+from seqgraph_graph_mamba.activation import Activation
 from seqgraph_graph_mamba.encoders import EdgeEncoder, EdgeFeatures, NodeEncoder, NodeFeatures
 from seqgraph_graph_mamba.gather import pool_rows
 from seqgraph_graph_mamba.graph import Graph, GraphBatch, collate, standardize
@@ -33,13 +34,15 @@ class GraphModel(nn.Module):
         d_edge: columns of floating edge features.
         node_sizes: how many codes each integer column of the nodes has.
         edge_sizes: the same of the edges.
-        dropout: probability in the head.
+        dropout: probability in the head, after its activations.
         pe: positional encoding: "none", "rwse" (return probabilities of random walks) or "laplacian".
         pe_size: steps, or eigenvectors.
         pe_width: channels of the encoding, out of D.
         pe_norm: a BatchNorm in front of "rwse" (GraphGPS, GNN+).
         pool: "mean", "sum" or "max" over a graph's nodes.
         head_layers: linear layers of the head.
+        head_dropout: instead of ``dropout``, before every linear layer of the head: the first reads the pooled graph.
+        activation: of the head: "relu" or "gelu".
         reads_edges: False for a model that has no use for the edges' features.
 
     Attributes:
@@ -69,6 +72,8 @@ class GraphModel(nn.Module):
         pe_norm: bool,
         pool: Pool,
         head_layers: int,
+        head_dropout: float | None = None,
+        activation: Activation = "relu",
         reads_edges: bool = True,
     ) -> None:
         super().__init__()
@@ -89,7 +94,14 @@ class GraphModel(nn.Module):
         self.edge_encoder: EdgeEncoder | None = None
         if reads_edges:
             self.edge_encoder = EdgeEncoder(d_model, features=edge_features, d_edge=d_edge, sizes=edge_sizes)
-        self.head = MLP(d_model, d_out, n_layers=head_layers, dropout=dropout, activation="relu")
+        self.head = MLP(
+            d_model,
+            d_out,
+            n_layers=head_layers,
+            dropout=dropout if head_dropout is None else head_dropout,
+            input_dropout=head_dropout or 0.0,
+            activation=activation,
+        )
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from seqgraph_graph_mamba.activation import Activation, make_activation
 from seqgraph_graph_mamba.gather import take_rows
 from seqgraph_graph_mamba.norm import RowNorm
 
@@ -28,12 +29,21 @@ class GatedGCN(nn.Module):
 
     Args:
         d_model: D, width of nodes and edges.
-        dropout: after the ReLU of nodes and edges.
+        dropout: after the activation of nodes and edges.
         update_edges: False for a last layer whose edges nobody reads; it then has no norm for them.
         residual: whether ``x_i`` and ``e_ij`` stand in front of the sums.
+        activation: "gelu" in the place of relu (GNN+).
     """
 
-    def __init__(self, d_model: int, *, dropout: float = 0.0, update_edges: bool = True, residual: bool = True) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        dropout: float = 0.0,
+        update_edges: bool = True,
+        residual: bool = True,
+        activation: Activation = "relu",
+    ) -> None:
         super().__init__()
         self.residual = residual
         self.A = nn.Linear(d_model, d_model)
@@ -43,6 +53,7 @@ class GatedGCN(nn.Module):
         self.E = nn.Linear(d_model, d_model)
         self.node_norm = RowNorm(d_model)
         self.edge_norm = RowNorm(d_model) if update_edges else None
+        self.activation = make_activation(activation)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, edge_index: Tensor, edge: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,9 +61,9 @@ class GatedGCN(nn.Module):
         source, target = edge_index
         projected = _side_by_side(x, self.A, self.D, self.B, self.E)
         update, gate_in = _Gated.apply(projected, self.C(edge), source, target)
-        new = self.dropout(torch.relu(self.node_norm(update)))
+        new = self.dropout(self.activation(self.node_norm(update)))
         if self.edge_norm is not None:
-            moved = self.dropout(torch.relu(self.edge_norm(gate_in)))
+            moved = self.dropout(self.activation(self.edge_norm(gate_in)))
             edge = edge + moved if self.residual else moved
         return x + new if self.residual else new, edge
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
+from seqgraph_graph_mamba.activation import Activation, make_activation
 from seqgraph_graph_mamba.base import GraphModel, Level, Pool
 from seqgraph_graph_mamba.convolution import GCN, GINE
 from seqgraph_graph_mamba.encoders import EdgeFeatures, NodeFeatures
@@ -22,8 +22,8 @@ Convolution = Literal["gcn", "gin", "gated-gcn"]
 class PlusLayer(nn.Module):
     """One layer of GNN+::
 
-        h <- dropout(relu(BN(conv(h)))) [+ h]          [residual]
-        h <- BN(h' + FF(h')) with h' = BN(h)           [feed_forward], FF: D -> 2D -> D, ReLU
+        h <- dropout(act(BN(conv(h)))) [+ h]           [residual]
+        h <- BN(h' + FF(h')) with h' = BN(h)           [feed_forward], FF: D -> 2D -> D
 
     GatedGCN holds the first line itself, for nodes and edges.
     """
@@ -38,22 +38,26 @@ class PlusLayer(nn.Module):
         feed_forward: bool,
         dropout: float,
         update_edges: bool,
+        activation: Activation,
     ) -> None:
         super().__init__()
         self.residual = residual
         self.gated: GatedGCN | None = None
         if conv == "gated-gcn":
-            self.gated = GatedGCN(d_model, dropout=dropout, update_edges=update_edges, residual=residual)
+            self.gated = GatedGCN(
+                d_model, dropout=dropout, update_edges=update_edges, residual=residual, activation=activation
+            )
         else:
             self.conv = GCN(d_model, normalize=normalize) if conv == "gcn" else GINE(d_model)
             self.norm = RowNorm(d_model)
+        self.activation = make_activation(activation)
         self.dropout = nn.Dropout(dropout)
         self.feed_forward: nn.Sequential | None = None
         if feed_forward:
             self.in_norm, self.out_norm = RowNorm(d_model), RowNorm(d_model)
             self.feed_forward = nn.Sequential(
                 nn.Linear(d_model, 2 * d_model),
-                nn.ReLU(),
+                make_activation(activation),
                 nn.Dropout(dropout),
                 nn.Linear(2 * d_model, d_model),
                 nn.Dropout(dropout),
@@ -63,13 +67,23 @@ class PlusLayer(nn.Module):
         """h (V, D), edge_index (2, M), edge (M, D) -> new h and edge."""
         if self.gated is not None:
             h, edge = self.gated(h, edge_index, edge)
-        else:
-            new = self.dropout(torch.relu(self.norm(self.conv(h, edge_index, edge))))
-            h = h + new if self.residual else new
-        if self.feed_forward is not None:
-            h = self.in_norm(h)
-            h = self.out_norm(h + self.feed_forward(h))
-        return h, edge
+            return self.fed_forward(h), edge
+        return self.close(h, self.convolved(h, edge_index, edge)), edge
+
+    def convolved(self, h: Tensor, edge_index: Tensor, edge: Tensor) -> Tensor:
+        """``dropout(act(BN(conv(h))))``, (V, D)."""
+        return self.dropout(self.activation(self.norm(self.conv(h, edge_index, edge))))
+
+    def close(self, h: Tensor, new: Tensor) -> Tensor:
+        """The residual and the feed-forward block, where the layer has them: (V, D), (V, D) -> (V, D)."""
+        return self.fed_forward(h + new if self.residual else new)
+
+    def fed_forward(self, h: Tensor) -> Tensor:
+        """The feed-forward block, where the layer has one: (V, D) -> (V, D)."""
+        if self.feed_forward is None:
+            return h
+        h = self.in_norm(h)
+        return self.out_norm(h + self.feed_forward(h))
 
 
 class GNNPlus(GraphModel):
@@ -88,7 +102,8 @@ class GNNPlus(GraphModel):
         normalize: "gcn" as in the paper's formula instead of its code; see :class:`GCN`.
         residual: around each convolution.
         feed_forward: a feed-forward block after each convolution.
-        dropout: probability, everywhere.
+        dropout: probability in the layers, and before every linear layer of the head, the first included.
+        activation: of the layers and the head: "relu" or "gelu" (the authors' for LRGB). Messages stay relu.
         pe, pe_size, pe_width, pe_norm, pool, head_layers: see :class:`seqgraph_graph_mamba.base.GraphModel`.
     """
 
@@ -110,6 +125,7 @@ class GNNPlus(GraphModel):
         residual: bool = False,
         feed_forward: bool = False,
         dropout: float = 0.2,
+        activation: Activation = "relu",
         pe: Encoding = "rwse",
         pe_size: int = 32,
         pe_width: int = 28,
@@ -134,6 +150,8 @@ class GNNPlus(GraphModel):
             pe_norm=pe_norm,
             pool=pool,
             head_layers=head_layers,
+            head_dropout=dropout,
+            activation=activation,
         )
         self.layers = nn.ModuleList(
             PlusLayer(
@@ -144,6 +162,7 @@ class GNNPlus(GraphModel):
                 feed_forward=feed_forward,
                 dropout=dropout,
                 update_edges=i < n_layers - 1,
+                activation=activation,
             )
             for i in range(n_layers)
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqgraph.encode import BiMamba
+from seqgraph_graph_mamba.activation import Activation, make_activation
 from seqgraph_graph_mamba.arrangement import Arrangement
 from seqgraph_graph_mamba.gated_gcn import GatedGCN
 from seqgraph_graph_mamba.gather import permute_rows, take_rows
@@ -46,16 +47,25 @@ class HybridLayer(nn.Module):
 
         h_local, e = local(h, e)
         h = BN(h_local) + BN(h + dropout(mixer(h)))
-        h = BN(h + FF(h))                         FF: D -> 2D -> D, ReLU
+        h = BN(h + FF(h))                         FF: D -> 2D -> D
 
     Args:
         d_model: D.
         mixer: (h (V, D), *mixing) -> (V, D).
         local: (h (V, D), edge_index, edge (M, D)) -> new h and edge; None for no message passing.
         dropout: after the mixer and in the feed-forward block.
+        activation: of the feed-forward block.
     """
 
-    def __init__(self, d_model: int, mixer: nn.Module, local: nn.Module | None, *, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        mixer: nn.Module,
+        local: nn.Module | None,
+        *,
+        dropout: float = 0.0,
+        activation: Activation = "relu",
+    ) -> None:
         super().__init__()
         self.local = local
         self.mixer = mixer
@@ -63,7 +73,7 @@ class HybridLayer(nn.Module):
         self.mixer_norm = RowNorm(d_model)
         self.feed_forward = nn.Sequential(
             nn.Linear(d_model, 2 * d_model),
-            nn.ReLU(),
+            make_activation(activation),
             nn.Dropout(dropout),
             nn.Linear(2 * d_model, d_model),
             nn.Dropout(dropout),
@@ -91,13 +101,22 @@ class GraphMambaLayer(HybridLayer):
         d_model: D.
         dropout: in GatedGCN, after Mamba and in the feed-forward block.
         update_edges: False for the last layer.
+        activation: of GatedGCN and the feed-forward block; published: "relu".
         **mamba: the arguments of :class:`seqgraph.encode.BiMamba`.
     """
 
-    def __init__(self, d_model: int, *, dropout: float = 0.0, update_edges: bool = True, **mamba: Any) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        *,
+        dropout: float = 0.0,
+        update_edges: bool = True,
+        activation: Activation = "relu",
+        **mamba: Any,
+    ) -> None:
         mixer = PermutedMixer(BiMamba(d_model, **mamba))
-        local = GatedGCN(d_model, dropout=dropout, update_edges=update_edges)
-        super().__init__(d_model, mixer, local, dropout=dropout)
+        local = GatedGCN(d_model, dropout=dropout, update_edges=update_edges, activation=activation)
+        super().__init__(d_model, mixer, local, dropout=dropout, activation=activation)
 
 
 class VirtualNode(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from seqgraph_graph_mamba.activation import Activation
 from seqgraph_graph_mamba.arrangement import arrange, arrange_layers
 from seqgraph_graph_mamba.base import GraphModel, Level, Pool
 from seqgraph_graph_mamba.encoders import EdgeFeatures, NodeFeatures
@@ -46,10 +47,12 @@ class GraphMamba(GraphModel):
         n_permutations: draws at inference.
         average: over draws within each layer ("layer", published), or over whole forward passes ("output").
         order_seed: seed of the draws at inference. Draws of training come from torch's global generator.
-        dropout: probability, everywhere.
+        dropout: probability in the layers, and in the head as ``head_dropout`` says.
         pe, pe_size, pe_width, pe_norm: see :class:`seqgraph_graph_mamba.base.GraphModel`; published: "laplacian".
         pool: "mean" (published), "sum" or "max" over a graph's nodes.
         head_layers: linear layers of the head; published for Peptides: 1.
+        head_dropout: see :class:`seqgraph_graph_mamba.base.GraphModel`.
+        activation: of the layers and the head: "relu" (published) or "gelu".
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class GraphMamba(GraphModel):
         pe_norm: bool = False,
         pool: Pool = "mean",
         head_layers: int = 2,
+        head_dropout: float | None = None,
+        activation: Activation = "relu",
     ) -> None:
         super().__init__(
             d_model,
@@ -106,6 +111,8 @@ class GraphMamba(GraphModel):
             pe_norm=pe_norm,
             pool=pool,
             head_layers=head_layers,
+            head_dropout=head_dropout,
+            activation=activation,
         )
         self.passes = n_permutations if average == "output" else 1
         self.n_permutations, self.order_seed = n_permutations, order_seed
@@ -119,6 +126,7 @@ class GraphMamba(GraphModel):
                 dropout=dropout,
                 # nobody reads the edges of the last layer
                 update_edges=i < n_layers - 1,
+                activation=activation,
                 direction=direction,
                 share=share,
                 merge=merge,

@@ -79,6 +79,8 @@ class GraphMambaConfig(_MambaConfig):
     n_permutations: PositiveInt = 5
     average: Literal["layer", "output"] = "layer"
     order_seed: int = 0
+    head_dropout: float | None = Field(None, ge=0.0, lt=1.0)
+    activation: Literal["relu", "gelu"] = "relu"
 
 
 class GMNConfig(_MambaConfig):
@@ -127,6 +129,7 @@ class GNNPlusConfig(GraphModelConfig):
     residual: bool = False
     feed_forward: bool = False
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
+    activation: Literal["relu", "gelu"] = "relu"
     pe_size: PositiveInt = 32
     pe_width: PositiveInt = 28
     pe_norm: bool = True
@@ -150,16 +153,26 @@ class PlusMambaConfig(_MambaConfig):
     d_model: PositiveInt = 208
     n_layers: PositiveInt = 3
     conv: Literal["gcn", "gin"] = "gcn"
+    every: PositiveInt = 1
     width: PositiveInt = 64
     order: str = "degree"
     ties: Literal["canonical", "index"] = "canonical"
     n_permutations: PositiveInt = 5
     order_seed: int = 0
+    residual: bool = False
+    feed_forward: bool = False
     dropout: float = Field(0.2, ge=0.0, lt=1.0)
+    activation: Literal["relu", "gelu"] = "relu"
     pe_size: PositiveInt = 32
     pe_width: PositiveInt = 28
     pe_norm: bool = True
     head_layers: PositiveInt = 4
+
+    @model_validator(mode="after")
+    def _some_layer_mixes(self) -> PlusMambaConfig:
+        if self.every > self.n_layers:
+            raise ValueError(f"every {self.every} is more than n_layers {self.n_layers}: no layer would have a Mamba")
+        return self
 
     def mixed_channels(self) -> int:
         """Channels that the mixer sees."""

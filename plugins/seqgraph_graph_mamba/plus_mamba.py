@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from seqgraph.encode import BiMamba
+from seqgraph_graph_mamba.activation import Activation
 from seqgraph_graph_mamba.arrangement import Arrangement, arrange_layers
 from seqgraph_graph_mamba.base import GraphModel, Level, Pool
-from seqgraph_graph_mamba.convolution import GCN, GINE
 from seqgraph_graph_mamba.encoders import EdgeFeatures, NodeFeatures
+from seqgraph_graph_mamba.gnn_plus import PlusLayer
 from seqgraph_graph_mamba.graph import GraphBatch
 from seqgraph_graph_mamba.layer import PermutedMixer
 from seqgraph_graph_mamba.norm import RowNorm
@@ -23,10 +23,11 @@ from seqgraph_graph_mamba.positional import Encoding
 _FIRST_WEIGHT = 0.1
 
 
-class PlusMambaLayer(nn.Module):
-    """A layer of GNN+ without its residual, and a narrow Mamba over all nodes of a graph beside it::
+class PlusMambaLayer(PlusLayer):
+    """A layer of GNN+, and a narrow Mamba over all nodes of a graph beside its convolution::
 
-        h <- dropout(relu(BN(conv(h, e)))) + dropout(BN(W_up mamba(LN(W_down h))))
+        h <- dropout(act(BN(conv(h, e)))) + dropout(BN(W_up mamba(LN(W_down h)))) [+ h]     [residual]
+        h <- BN(h' + FF(h')) with h' = BN(h)                                                [feed_forward]
 
     A Mamba multiplies what it reads with what it has made of it, several times over: without the LayerNorm what it says
     of a node far from all others grows with a power of the distance. While training, BatchNorm's statistics hold that
@@ -37,24 +38,43 @@ class PlusMambaLayer(nn.Module):
         conv: the convolution, "gcn" or "gin".
         width: W, of the mixer.
         mixer: (h (V, W), tokens) -> (V, W).
-        dropout: after both.
+        residual, feed_forward: as above.
+        dropout: after both, and in the feed-forward block.
+        activation: "relu" or "gelu".
     """
 
     def __init__(
-        self, d_model: int, conv: Literal["gcn", "gin"], width: int, mixer: nn.Module, *, dropout: float
+        self,
+        d_model: int,
+        conv: Literal["gcn", "gin"],
+        width: int,
+        mixer: nn.Module,
+        *,
+        residual: bool = False,
+        feed_forward: bool = False,
+        dropout: float = 0.0,
+        activation: Activation = "relu",
     ) -> None:
-        super().__init__()
-        self.conv: nn.Module = GCN(d_model) if conv == "gcn" else GINE(d_model)
-        self.norm = RowNorm(d_model)
+        super().__init__(
+            d_model,
+            conv,
+            normalize=False,
+            residual=residual,
+            feed_forward=feed_forward,
+            dropout=dropout,
+            update_edges=False,
+            activation=activation,
+        )
         self.down, self.mixer, self.up = nn.Linear(d_model, width), mixer, nn.Linear(width, d_model, bias=False)
         self.mixer_in, self.mixer_norm = nn.LayerNorm(width), RowNorm(d_model)
         nn.init.constant_(self.mixer_norm.weight, _FIRST_WEIGHT)
-        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Tensor, edge_index: Tensor, edge: Tensor, tokens: Arrangement) -> Tensor:
-        """h (V, D), edge_index (2, M), edge (M, D) -> new h."""
-        local = self.dropout(torch.relu(self.norm(self.conv(h, edge_index, edge))))
-        return local + self.dropout(self.mixer_norm(self.up(self.mixer(self.mixer_in(self.down(h)), tokens))))
+    def forward(  # type: ignore[override]
+        self, h: Tensor, edge_index: Tensor, edge: Tensor, tokens: Arrangement
+    ) -> tuple[Tensor, Tensor]:
+        """h (V, D), edge_index (2, M), edge (M, D) -> new h, and edge as it was."""
+        mixed = self.dropout(self.mixer_norm(self.up(self.mixer(self.mixer_in(self.down(h)), tokens))))
+        return self.close(h, self.convolved(h, edge_index, edge) + mixed), edge
 
 
 class PlusMamba(GraphModel):
@@ -70,10 +90,11 @@ class PlusMamba(GraphModel):
         level, node_features, edge_features, d_node, d_edge, node_sizes, edge_sizes: see
             :class:`seqgraph_graph_mamba.base.GraphModel`.
         conv: "gcn" or "gin".
+        every: of how many layers the last has a Mamba; the others are layers of GNN+.
         width: channels of the Mamba.
         d_state, d_conv, expand, mixer, headdim, direction, share, merge, order, ties, n_permutations, order_seed: see
             :class:`seqgraph_graph_mamba.model.GraphMamba`; draws are averaged within each layer.
-        dropout: probability in the layers.
+        residual, feed_forward, dropout, activation: see :class:`seqgraph_graph_mamba.gnn_plus.GNNPlus`.
         pe, pe_size, pe_width, pe_norm, pool, head_layers: see :class:`seqgraph_graph_mamba.base.GraphModel`.
     """
 
@@ -91,6 +112,7 @@ class PlusMamba(GraphModel):
         node_sizes: Sequence[int] | None = None,
         edge_sizes: Sequence[int] | None = None,
         conv: Literal["gcn", "gin"] = "gcn",
+        every: int = 1,
         width: int = 64,
         d_state: int = 16,
         d_conv: int = 4,
@@ -104,7 +126,10 @@ class PlusMamba(GraphModel):
         ties: Ties = "canonical",
         n_permutations: int = 5,
         order_seed: int = 0,
+        residual: bool = False,
+        feed_forward: bool = False,
         dropout: float = 0.2,
+        activation: Activation = "relu",
         pe: Encoding = "rwse",
         pe_size: int = 32,
         pe_width: int = 28,
@@ -129,15 +154,21 @@ class PlusMamba(GraphModel):
             pe_norm=pe_norm,
             pool=pool,
             head_layers=head_layers,
+            head_dropout=dropout,
+            activation=activation,
         )
         self.n_permutations, self.order_seed = n_permutations, order_seed
         self.prioritizer = Prioritizer(order, ties, order_seed)
         mamba: dict[str, Any] = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "mixer": mixer}
         mamba |= {"direction": direction, "share": share, "merge": merge}
         mamba |= {"headdim": headdim} if mixer == "ssd" else {}
+        plus: dict[str, Any] = {"residual": residual, "feed_forward": feed_forward, "dropout": dropout}
+        plus |= {"activation": activation}
         self.layers = nn.ModuleList(
-            PlusMambaLayer(d_model, conv, width, PermutedMixer(BiMamba(width, **mamba)), dropout=dropout)
-            for _ in range(n_layers)
+            PlusMambaLayer(d_model, conv, width, PermutedMixer(BiMamba(width, **mamba)), **plus)
+            if i % every == 0
+            else PlusLayer(d_model, conv, normalize=False, update_edges=False, **plus)
+            for i in range(1, n_layers + 1)
         )
 
     def layers_forward(self, batch: GraphBatch, h: Tensor, edge: Tensor, draw: int | None) -> Tensor:
@@ -145,9 +176,11 @@ class PlusMamba(GraphModel):
         priority = self.prioritizer.priority(batch, self.training)
         names = None if self.training else self.prioritizer.names(batch)
         draws = range(self.n_permutations) if draw is None else range(draw, draw + 1)
-        tokens = arrange_layers(batch, priority, names, self.order_seed, len(self.layers), draws)
-        for layer, arranged in zip(self.layers, tokens, strict=True):
-            h = layer(h, batch.edge_index, edge, arranged)
+        mixing = sum(isinstance(layer, PlusMambaLayer) for layer in self.layers)
+        tokens = iter(arrange_layers(batch, priority, names, self.order_seed, mixing, draws))
+        for layer in self.layers:
+            arranged = (next(tokens),) if isinstance(layer, PlusMambaLayer) else ()
+            h, edge = layer(h, batch.edge_index, edge, *arranged)
         return h
 
     def node_columns(self, batch: GraphBatch) -> dict[str, Tensor]:

@@ -191,6 +191,32 @@ def test_rmsnorm_is_torchs_and_mlp_has_the_layers_asked_for():
         BiMamba(8, share="some")
 
 
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_mlp_with_dropout_before_every_linear_layer(activation):
+    torch.manual_seed(0)
+    head = MLP(64, 3, n_layers=3, dropout=0.2, input_dropout=0.2, activation=activation)
+    x, read = torch.rand(500, 64) + 1, []
+    linear = [m for m in head.modules() if isinstance(m, nn.Linear)]
+    for layer in linear:
+        layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    act = {"gelu": lambda v: 0.5 * v * (1 + torch.erf(v / math.sqrt(2))), "relu": lambda v: v.clamp_min(0)}[activation]
+    head(x)
+    wanted = x
+    for seen, layer, last in zip(read, linear, (False, False, True), strict=True):
+        kept = seen != 0
+        torch.testing.assert_close(seen[kept], (wanted / 0.8)[kept])
+        dropped = (~kept & (wanted != 0)).sum() / (wanted != 0).sum()
+        assert 0.18 < dropped < 0.22
+        wanted = seen @ layer.weight.T + layer.bias
+        wanted = wanted if last else act(wanted)
+    read.clear()
+    plain = head.eval()(x)
+    assert torch.equal(read[0], x)
+    for layer in linear[:-1]:
+        x = act(x @ layer.weight.T + layer.bias)
+    torch.testing.assert_close(plain, x @ linear[-1].weight.T + linear[-1].bias)
+
+
 @pytest.mark.parametrize("norm", ["rms", "layer"])
 @pytest.mark.parametrize("final_norm", [True, False])
 def test_fused_norms_are_the_sum_normed(norm, final_norm):

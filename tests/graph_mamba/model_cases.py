@@ -12,6 +12,7 @@ MODELS = ("graph-mamba", "gmn", "walk-mamba", "gnn-plus", "gin-vn", "plus-mamba"
 VARIANTS = {
     "graph-mamba": ("graph-mamba", {}),
     "graph-mamba, both ways": ("graph-mamba", {"direction": "both", "average": "output"}),
+    "graph-mamba, gelu": ("graph-mamba", {"activation": "gelu", "head_dropout": 0.2}),
     "gmn": ("gmn", {}),
     "gmn, gated": ("gmn", {"local": "gated-gcn", "local_layers": 2, "token_layers": 2}),
     "gmn, walks": ("gmn", {"local": "walk", "window": 2}),
@@ -30,10 +31,15 @@ VARIANTS = {
     "gnn-plus, normalised": ("gnn-plus", {"normalize": True}),
     "gnn-plus, gin": ("gnn-plus", {"conv": "gin"}),
     "gnn-plus, gated": ("gnn-plus", {"conv": "gated-gcn", "residual": False}),
+    "gnn-plus, gelu": ("gnn-plus", {"activation": "gelu", "conv": "gated-gcn", "dropout": 0.1}),
     "gin-vn": ("gin-vn", {}),
     "gin-vn, published": ("gin-vn", {"residual": False, "pe": "none"}),
     "plus-mamba": ("plus-mamba", {}),
     "plus-mamba, gin": ("plus-mamba", {"conv": "gin", "order": "random", "direction": "forward"}),
+    "plus-mamba, few": (
+        "plus-mamba",
+        {"conv": "gin", "n_layers": 3, "every": 2, "residual": True, "feed_forward": True, "activation": "gelu"},
+    ),
     "gps": ("gps", {}),
     "gps, gin": ("gps", {"mpnn": "gin", "pool": "max"}),
     "gps, attention": ("gps", {"mpnn": "none", "heads": 2}),

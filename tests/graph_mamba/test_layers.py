@@ -10,13 +10,15 @@ from torch import nn
 from seqgraph.encode import BiMamba
 from seqgraph.order import louvain
 from seqgraph_graph_mamba.arrangement import Arrangement, arrange, arrange_layers
+from seqgraph_graph_mamba.convolution import GCN, GINE
 from seqgraph_graph_mamba.gated_gcn import GatedGCN
+from seqgraph_graph_mamba.gnn_plus import GNNPlus, PlusLayer
 from seqgraph_graph_mamba.graph import collate
 from seqgraph_graph_mamba.layer import GraphMambaLayer, PermutedMixer
 from seqgraph_graph_mamba.model import GraphMamba
 from seqgraph_graph_mamba.norm import RowNorm
 from seqgraph_graph_mamba.ordering import Chance, Prioritizer
-from seqgraph_graph_mamba.plus_mamba import PlusMambaLayer
+from seqgraph_graph_mamba.plus_mamba import PlusMamba, PlusMambaLayer
 
 
 def _count(module: nn.Module) -> int:
@@ -36,7 +38,19 @@ def test_published_size_of_the_peptides_model():
     assert _count(model) == 373_018 - 192
 
 
-def _dense_gated_gcn(layer: GatedGCN, x, edge_index, edge):
+def _normalised(values, norm):
+    """BatchNorm with batch statistics."""
+    mean, variance = values.mean(0), values.var(0, unbiased=False)
+    return (values - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias
+
+
+ACTIVATIONS = {
+    "relu": lambda v: v.clamp_min(0),
+    "gelu": lambda v: 0.5 * v * (1 + torch.erf(v / 2**0.5)),
+}
+
+
+def _dense_gated_gcn(layer: GatedGCN, x, edge_index, edge, act):
     """The formula of the docstring, node by node and edge by edge, batch statistics written out."""
     V, M = len(x), edge_index.shape[1]
     gates = [layer.D(x[i]) + layer.E(x[j]) + layer.C(edge[m]) for m, (j, i) in enumerate(edge_index.T.tolist())]
@@ -47,27 +61,99 @@ def _dense_gated_gcn(layer: GatedGCN, x, edge_index, edge):
         bottom = sum((torch.sigmoid(gates[m]) for m in incoming), torch.zeros_like(x[i]))
         rows.append(layer.A(x[i]) + top / (bottom + 1e-6))
 
-    def normalised(values, norm):
-        values = torch.stack(values)
-        mean, variance = values.mean(0), values.var(0, unbiased=False)
-        return (values - mean) / torch.sqrt(variance + norm.eps) * norm.weight + norm.bias
-
     return (
-        x + torch.relu(normalised(rows, layer.node_norm)),
-        edge + torch.relu(normalised(gates, layer.edge_norm)),
+        x + act(_normalised(torch.stack(rows), layer.node_norm)),
+        edge + act(_normalised(torch.stack(gates), layer.edge_norm)),
     )
 
 
-def test_gated_gcn_is_the_dense_formula():
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gated_gcn_is_the_dense_formula(activation):
     torch.manual_seed(1)
-    layer = GatedGCN(5).double().train()
+    layer = GatedGCN(5, activation=activation).double().train()
     for p in layer.parameters():
         nn.init.normal_(p)
     x, edge = torch.randn(7, 5).double(), torch.randn(11, 5).double()
     edge_index = torch.randint(0, 6, (2, 11))  # directed, self-loops, and node 6 without edges
     found = layer(x, edge_index, edge)
-    for ours, dense in zip(found, _dense_gated_gcn(layer, x, edge_index, edge), strict=True):
+    for ours, dense in zip(found, _dense_gated_gcn(layer, x, edge_index, edge, ACTIVATIONS[activation]), strict=True):
         torch.testing.assert_close(ours, dense)
+
+
+def _dense_convolution(conv: nn.Module, x, edge_index, edge):
+    """GCN+'s and GIN+'s message passing, edge by edge; its messages are relu whatever the layer's activation."""
+    sent = conv.linear(x) if isinstance(conv, GCN) else x
+    rows = torch.zeros_like(x)
+    for m, (j, i) in enumerate(edge_index.T.tolist()):
+        rows[i] = rows[i] + (sent[j] + edge[m]).clamp_min(0)
+    if isinstance(conv, GCN):
+        return rows + conv.bias
+    assert isinstance(conv, GINE)
+    first, last = conv.mlp[0], conv.mlp[-1]
+    return last(first((1 + conv.eps) * x + rows).clamp_min(0))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("conv", ["gcn", "gin"])
+@pytest.mark.parametrize("mixes", [False, True])
+@pytest.mark.parametrize("whole", [False, True], ids=["bare", "residual and feed-forward"])
+def test_layers_of_gnn_plus_are_the_dense_formula(activation, conv, mixes, whole):
+    torch.manual_seed(1)
+    act, more = ACTIVATIONS[activation], {"residual": whole, "feed_forward": whole, "activation": activation}
+    x, edge, edge_index = torch.randn(7, 5).double(), torch.randn(11, 5).double(), torch.randint(0, 6, (2, 11))
+    if mixes:
+        layer = PlusMambaLayer(5, conv, 3, PermutedMixer(Identity()), dropout=0.0, **more)
+    else:
+        layer = PlusLayer(5, conv, normalize=False, dropout=0.0, update_edges=False, **more)
+    layer = layer.double().train()
+    for p in layer.parameters():
+        nn.init.normal_(p)
+    rows = torch.arange(7)
+    tokens = (Arrangement(rows, torch.tensor([0, 7]), rows[None]),) if mixes else ()
+    found, same = layer(x, edge_index, edge, *tokens)
+    h = act(_normalised(_dense_convolution(layer.conv, x, edge_index, edge), layer.norm))
+    if mixes:
+        down = layer.down(x)
+        centred = down - down.mean(1, keepdim=True)
+        heard = centred / torch.sqrt(centred.square().mean(1, keepdim=True) + layer.mixer_in.eps)
+        heard = heard * layer.mixer_in.weight + layer.mixer_in.bias
+        h = h + _normalised(heard @ layer.up.weight.T, layer.mixer_norm)
+    if whole:
+        h = _normalised(h + x, layer.in_norm)
+        first, last = (m for m in layer.feed_forward if isinstance(m, nn.Linear))
+        h = _normalised(h + last(act(first(h))), layer.out_norm)
+    torch.testing.assert_close(found, h)
+    assert same is edge
+
+
+@pytest.mark.parametrize("model", [GNNPlus, PlusMamba, GraphMamba])
+def test_dropout_acts_on_the_pooled_graph_in_training_alone(model, graphs):
+    torch.manual_seed(0)
+    more = {"head_dropout": 0.2} if model is GraphMamba else {"dropout": 0.2}
+    built = model(256, 2, 3, pe="none", head_layers=3, activation="gelu", **more).train()
+    batch, pooled, read = collate(graphs * 8), [], []
+    built.head.register_forward_pre_hook(lambda _, inputs: pooled.append(inputs[0]))
+    for layer in (m for m in built.head.modules() if isinstance(m, nn.Linear)):
+        layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    built(batch)
+    kept = read[0] != 0
+    # single nodes are zero here and there before they are pooled
+    for seen, before in zip(read, (pooled[0], torch.ones(1), torch.ones(1)), strict=True):
+        assert 0.17 < (seen == 0)[(before != 0).expand_as(seen)].double().mean() < 0.23
+    torch.testing.assert_close(read[0][kept], (pooled[0] / 0.8)[kept])
+    read.clear()
+    out = built.eval()(batch)
+    assert torch.equal(read[0], pooled[1])
+    x = pooled[1]
+    for layer, last in zip((m for m in built.head.modules() if isinstance(m, nn.Linear)), (False, False, True)):
+        x = x @ layer.weight.T + layer.bias
+        x = x if last else ACTIVATIONS["gelu"](x)
+    torch.testing.assert_close(out, x)
+
+
+def test_every_so_many_layers_have_a_mamba():
+    layers = PlusMamba(16, 7, conv="gin", width=8, every=3, pe="none").layers
+    assert [isinstance(layer, PlusMambaLayer) for layer in layers] == [False, False, True] * 2 + [False]
 
 
 ARRANGEMENTS = {
