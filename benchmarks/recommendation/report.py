@@ -83,6 +83,10 @@ ROWS = (
     ("sasrec", "strong", "SASRec, strong"),
     ("mamba4rec", "deep", "Mamba4Rec, deep: three layers, dropout .3"),
     ("sasrec", "deep", "SASRec, deep: three layers, dropout .3"),
+    ("mamba4rec", "seen", "Mamba4Rec, with a learned seen term"),
+    ("sasrec", "seen", "SASRec, with a learned seen term"),
+    ("mamba4rec", "own", "Mamba4Rec, drawn negatives"),
+    ("sasrec", "own", "SASRec, drawn negatives"),
     ("mamba4rec", "all", "Mamba4Rec, chosen unmasked, best of three trials"),
     ("sasrec", "all", "SASRec, chosen unmasked, best of two trials"),
     ("mamba4rec", "ssd", "Mamba4Rec, SSD mixer, best of two trials"),
@@ -95,7 +99,12 @@ ROWS = (
 )
 TRIED = ("tune*", "all", "ssd")
 """Groups of trials: one seed each, of which the best on validation is shown."""
-CALLED = {"all": "chosen unmasked", "best": "each one's best on validation"}
+CALLED = {
+    "all": "chosen unmasked",
+    "best": "each one's best on validation",
+    "seen": "with a learned seen term",
+    "own": "drawn negatives",
+}
 
 Rows = list[dict[str, Any]]
 
@@ -117,8 +126,8 @@ def of(runs: dict[str, dict[str, Any]], data: str, model: str, kind: str) -> Row
     """The runs of one row: a seed each, or the best trial; of the strong setting the trials while nothing is final."""
     found = [row for name, row in sorted(runs.items()) if name.startswith(f"{data}/{model}/")]
     if kind == "best":  # of what had several candidates, by the mean of their validation figures
-        deep, strong = (of(runs, data, model, one) for one in ("deep", "strong"))
-        return max(deep, strong, key=lambda rows: statistics.mean(map(picked, rows))) if deep and strong else []
+        several = [rows for one in ("deep", "strong", "own") if (rows := of(runs, data, model, one))]
+        return max(several, key=lambda rows: statistics.mean(map(picked, rows))) if len(several) > 1 else []
     group = [row for row in found if _group(row) == ("final" if kind == "strong" else kind)]
     if (kind == "strong" and not group) or kind in TRIED or kind == "tune":
         group = [row for row in found if fnmatch(_group(row), "tune*" if kind in ("strong", "tune") else kind)]
@@ -185,7 +194,7 @@ def targets(runs: dict[str, dict[str, Any]]) -> Iterator[str]:
         yield f"\n{protocol.capitalize()}:\n"
         yield "| data | setting | asked: HR@10, NDCG@10 | Mamba4Rec | | SASRec | | seeds |"
         yield "|---|---|---|---|---|---|---|---|"
-        for data, kind in product(SETS, ("strong", "deep") + (() if suffix else ("all",))):
+        for data, kind in product(SETS, ("strong", "deep", "seen", "own") + (() if suffix else ("all",))):
             sides = [of(runs, data, model, kind) for model in ("mamba4rec", "sasrec")]
             if not all(sides) or (data, suffix) not in ASKED:
                 continue
@@ -224,7 +233,7 @@ def comparisons(runs: dict[str, dict[str, Any]], ranks: dict[str, np.ndarray]) -
         yield f"\n{protocol.capitalize()}:\n"
         yield "| data | setting | metric | Mamba4Rec | SASRec | difference | 95 % interval | p | seeds |"
         yield "|---|---|---|---|---|---|---|---|---|"
-        for data, setting in product(SETS, ("strong", "deep", "best", "all", "faithful")):
+        for data, setting in product(SETS, ("strong", "deep", "seen", "own", "best", "all", "faithful")):
             sides = [of(runs, data, model, setting) for model in ("mamba4rec", "sasrec")]
             if not all(sides):
                 continue

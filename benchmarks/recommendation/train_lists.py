@@ -212,6 +212,45 @@ def _sports_finals(seconds: int, seeds: tuple[int, ...]) -> list[str]:
     return [f"sports/{m}/final/{s}=@sports/{m}/tune* train.seconds={seconds} seed={s}" for s in seeds for m in MODELS]
 
 
+# ---------------------------------------------------------------------------------------------- third session
+_SEEN = "model.seen=bias"
+# Of each model what its own validation figures preferred among two layers, three, and dropout .2 and .3.
+_PREFERRED = {
+    "mamba4rec": f"train.lr={_RATES['mamba4rec']} {_THREE} model.dropout=0.3",
+    "sasrec": f"train.lr={_RATES['sasrec']} model.norm=post model.dropout=0.2",
+}
+
+
+def _told(seconds: int, seeds: tuple[int, ...]) -> list[str]:
+    """Both models as they were chosen before, with a learned term for what a user has had."""
+    shared = f"{_EQUAL} {_REPLAY} train.max_tokens=25600 train.seconds={seconds} {_SEEN}"
+    return [line for seed in seeds for line in _both("ml-1m", "seen", {str(seed): ""}, _PREFERRED, shared, seed)]
+
+
+def _sports_more(group: str, seconds: int, seed: int) -> list[str]:
+    """ "own": what SASRec+SS has, drawn negatives and less dropout. "seen": what won on Beauty, with the learned term."""
+    shared = f"{_SHOP} data.file={SETS['sports']}.txt.gz"
+    shared = " ".join(f"train.seconds={seconds}" if w.startswith("train.seconds=") else w for w in shared.split())
+    if group == "seen":
+        return _both("sports", group, {str(seed): f"{_REPLAY} {_SEEN}"}, _WON["beauty"], shared, seed)
+    drawn = "task.loss=sampled-softmax task.negatives=256 model.dropout=0.3 train.max_tokens=8192"
+    return _both("sports", group, {str(seed): drawn}, {"mamba4rec": "", "sasrec": "model.norm=post"}, shared, seed)
+
+
+def third(limit: int = 360) -> list[str]:
+    """Twelve processes on one GPU for so many seconds: MovieLens the whole time, the shops beside it."""
+    shops = [line for which in ("toys", "video-games") for lines in _chosen(which, limit // 6, (2,)) for line in lines]
+    return [
+        *_told(limit - 95, (0, 1, 2)),
+        *_sports_more("own", limit // 3, 0),
+        *_sports_more("seen", limit // 4, 0),
+        *(f"{line} {_REPLAY}" for line in shops),
+        *_sports_more("own", limit // 3, 1),
+        *_sports_more("seen", limit // 4, 1),
+        *_sports_more("seen", limit // 4, 2),
+    ]
+
+
 LISTS: dict[str, list[str]] = {
     # The second session's, in this order on one GPU beside other work: 8 processes and the first line's own. It ran
     # shortened, with fewer seconds, trials and seeds: benchmarks/results/recommendation-runs.json has what ran.
@@ -233,6 +272,9 @@ LISTS: dict[str, list[str]] = {
         f"beauty/mamba4rec/faithful/2={_BEAUTY} seed=2",
         *chain.from_iterable(chain.from_iterable(_chosen(which, 60, (2,)) for which in ("toys", "video-games"))),
     ],
+    # The third session's: as released the whole time on a share of one GPU; all else later, on another.
+    "third-faithful": ["ml-1m/mamba4rec/faithful/0=ml-1m-faithful data.file=ml-1m.txt.gz seed=0 share=35"],
+    "third": third(),
     # The long ones: as released, from the first minute of the first call to the last of the second.
     "faithful": [
         *(f"ml-1m/mamba4rec/faithful/{s}=ml-1m-faithful seed={s} {_ROWS.format(share=14)}" for s in (0, 1, 2)),

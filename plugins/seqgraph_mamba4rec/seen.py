@@ -4,7 +4,7 @@ Whether a user comes back to an item is a question of its own (RepeatNet, Ren et
 decoder of its own). Here it is a number: the score of item i after event t gets ``+ w`` if i is among the user's events
 up to t, with ``w`` learnt at every position like all else. Where nobody comes back ``w`` falls until such items rank
 behind the others, so that no mask is needed from outside; where people do, it rises. "recency" has a ``w`` for each
-distance in events to the last time: 0, 1, 2 to 3, 4 to 7, ..., 64 and more.
+distance in events to the last time: 0, 1, 2 to 3, 4 to 7, 8 to 15, 16 and more.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ SeenKind = Literal["none", "bias", "recency"]
 _SCALE = 10.0
 """Weights are so many times their parameters: at rates of 1e-3 they have some hundred steps to get far."""
 
-_EDGES = 7
+_EDGES = 5
+"""Windows of 17 events reach the last weight, which counts for all that lies further back."""
 
 
 class SeenTerm(nn.Module):

@@ -69,6 +69,14 @@ def test_both_models_have_the_same_trials(runner):
     assert mine and sorted(names) == sorted([*mine, *(name.replace("mamba4rec", "sasrec") for name in mine)])
 
 
+def test_both_models_have_the_same_seconds_beside_the_learned_term(runner):
+    jobs = list(map(runner.Job.parse, runner.LISTS["third"]))
+    of = {job.name: (job.seconds(), "model.seen=bias" in job.words, job.words[-1]) for job in jobs}
+    mine = [name for name in of if "/mamba4rec/" in name]
+    assert len(mine) * 2 == len(of) and all(of[name] == of[name.replace("mamba4rec", "sasrec")] for name in mine)
+    assert all(told == ("/seen/" in name) and seconds > 0 for name, (seconds, told, _) in of.items())
+
+
 def test_the_presets_are_what_was_chosen_by_epochs_in_place_of_the_clock(runner):
     clock = {"epochs": 1, "seconds": None}
     for job in map(runner.Job.parse, runner.LISTS["chosen"]):
@@ -148,6 +156,8 @@ def test_of_trials_the_best_on_validation_is_shown_and_old_runs_can_be_dropped(m
     assert shown("strong") == ["a/m/tune-2/y"] and shown("deep") == shown("best") == []
     runs["a/m/deep/0"] = row("a/m/deep/0", 0.99)
     assert shown("best") == ["a/m/deep/0"]
+    runs["a/m/seen/0"], runs["b/m/own/0"] = row("a/m/seen/0", 1.0), row("b/m/own/0", 0.9)
+    assert shown("best") == ["a/m/deep/0"] and shown("seen") == ["a/m/seen/0"]  # told more: another row
     runs["a/m/deep/1"] = row("a/m/deep/1", 0.5)
     assert shown("best") == ["a/m/tune-2/y"]  # the mean over seeds counts
 

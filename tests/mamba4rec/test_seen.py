@@ -33,8 +33,8 @@ def term(kind, seed=0):
 
 
 def bucket(age, kind):
-    """By its definition: 0, 1, 2 to 3, 4 to 7, ..., 64 and more."""
-    return 0 if kind == "bias" or age == 0 else min(7, 1 + int(math.log2(age)))
+    """By its definition: 0, 1, 2 to 3, 4 to 7, 8 to 15, 16 and more."""
+    return 0 if kind == "bias" or age == 0 else min(5, 1 + int(math.log2(age)))
 
 
 def dense(made, kind, stream, at):
