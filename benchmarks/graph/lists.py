@@ -13,23 +13,23 @@ ROOTS = {
 # NAME=PRESET KEY=VALUE ..., in the order in which they begin. Runs by the clock have schedules that end with a call of
 # so many seconds (``--limit`` changes both); the others have as many epochs as it says, whatever they cost.
 LIMIT = 1040
-_CLOCK = "train.epochs=5000 train.seconds=900"
+_CLOCK, _HALF = (f"train.epochs=5000 train.seconds={seconds}" for seconds in (930, 450))
 _RWSE = "model.pe=rwse model.pe_size=32 model.pe_width=28 model.pe_norm=true"
 # Recording an epoch costs as much as five to ten replays of it: batches stay together for some tens of epochs.
 _PEPTIDES = {
     "gcn": "peptides-func-gcn train.eval_tokens=38656 train.eval_every=4 train.replay=25",
-    "hybrid": "peptides-func-gcn-mamba train.eval_every=4 train.replay=50",
-    "plus": "peptides-func-plus train.eval_every=4 train.replay=50",
+    "hybrid": "peptides-func-gcn-mamba train.eval_every=3 train.replay=30",
+    "plus": "peptides-func-plus train.eval_every=3 train.replay=30",
 }
 _ORDERS = ("degree", "random", "bfs", "personalized-pagerank", "rwse")
 _SETS = ("bace", "bbbp", "esol", "freesolv")
 LISTS: dict[str, list[str]] = {
+    # with --jobs 3 the second seeds follow the first
     "peptides": [
-        f"{name}-{seed}={preset} {_CLOCK} seed={seed}" for seed in (0, 1) for name, preset in _PEPTIDES.items()
+        f"{name}-{seed}={preset} {_HALF} seed={seed}" for seed in (0, 1) for name, preset in _PEPTIDES.items()
     ],
     "zinc": [
-        f"zinc-{seed}=zinc-12k train.max_tokens=1482 train.eval_every=10 train.replay=100 {_CLOCK} seed={seed}"
-        for seed in (0, 1)
+        f"zinc-gin-{seed}=zinc-12k-gin-mamba train.eval_every=5 train.replay=60 {_CLOCK} seed={seed}" for seed in (0, 1)
     ],
     # one graph is one batch, which stays what it is
     "tolokers": [f"tolokers-{seed}=tolokers train.eval_every=20 train.replay=1000 seed={seed}" for seed in range(4)],
@@ -44,8 +44,8 @@ LISTS: dict[str, list[str]] = {
     # the published layers and batches; as many epochs each
     "orders": [
         f"{order}-{way}=peptides-func {_RWSE} model.dropout=0.1 model.head_layers=3 model.order={order}"
-        f" model.direction={way} train.epochs=30 train.eval_every=5 train.replay=30 train.eval_tokens=38656 seed=0"
-        for way in ("forward", "both")
+        f" model.direction={way} train.epochs=60 train.eval_every=5 train.replay=30 train.eval_tokens=38656 seed=0"
+        for way in ("both", "forward")
         for order in _ORDERS
     ],
 }

@@ -110,6 +110,7 @@ _PRESETS = (
     ("coco-sp", "Graph-Mamba on COCO-SP with the published hyper-parameters; needs --data-root."),
     ("pcqm-contact", "Graph-Mamba on PCQM-Contact with the published hyper-parameters; needs --data-root."),
     ("zinc-12k", "Graph-Mamba on ZINC-12k, a starting point; needs --data-root."),
+    ("zinc-12k-gin-mamba", "GIN+ with a BiMamba beside every third convolution, on ZINC-12k; needs --data-root."),
     ("minesweeper", "Graph-Mamba on minesweeper, ten splits, a starting point; needs --data-root."),
     ("tolokers", "Graph-Mamba on tolokers, ten splits, a starting point; needs --data-root."),
 )

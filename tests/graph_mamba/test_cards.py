@@ -19,6 +19,7 @@ PICTURES = {"level": "node", "node_features": "linear", "d_node": 14, "edge_feat
 FACTS = {
     "peptides-func": {"d_out": 10},
     "peptides-struct": {"d_out": 11},
+    "zinc-12k": {"node_features": "codes", "node_sizes": (28,), "edge_features": "codes", "edge_sizes": (4,)},
     "pascalvoc-sp": {**PICTURES, "d_out": 21},
     "coco-sp": {**PICTURES, "d_out": 81},
     "heterophilous": {
