@@ -228,7 +228,7 @@ def _told(seconds: int, seeds: tuple[int, ...]) -> list[str]:
 
 
 def _sports_more(group: str, seconds: int, seed: int) -> list[str]:
-    """ "own": what SASRec+SS has, drawn negatives and less dropout. "seen": what won on Beauty, with the learned term."""
+    """ "own": drawn negatives and less dropout, as SASRec+SS. "seen": what won on Beauty, with the learned term."""
     shared = f"{_SHOP} data.file={SETS['sports']}.txt.gz"
     shared = " ".join(f"train.seconds={seconds}" if w.startswith("train.seconds=") else w for w in shared.split())
     if group == "seen":

@@ -2,7 +2,8 @@
 
 A step over some ten thousand tokens is a hundred small launches: the GPU waits for its host. A graph is one launch.
 Batches differ in size, so they are filled up: tokens to a multiple of 256, segments to a power of two. What is filled
-in makes segments of its own, which no other one sees, and no prediction of it counts.
+in makes segments of its own, which no other one sees, and no prediction of it counts. Where some tokens alone predict,
+as the last ones of prefixes do, there are as many predictions as in the batch, and tokens to a multiple of 8,192.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,31 +21,38 @@ from torch.autograd.function import once_differentiable
 from seqgraph.errors import ConfigError
 from seqgraph.stream import TokenStream
 
-Loss = Callable[[TokenStream, Tensor, Tensor], Tensor]
+Loss = Callable[[TokenStream, Tensor, Tensor | None, Tensor | None], Tensor]
 
-_TOKENS, _LONGEST, _MET, _MOST = 256, 64, 3, 12
-"""Tokens come in multiples of the first. The longest segment counts as the second at least: up to there kernels plan
-alike. A size is recorded when it is met so often, and at most so many are."""
+_TOKENS, _OF_SOME, _LONGEST, _MET, _MOST = 256, 8192, 64, 3, 12
+"""Tokens come in multiples of the first; of the second where some of them predict, whose batches are large and vary.
+The longest segment counts as the third at least: up to there kernels plan alike. A size is recorded when it is met so
+often, and at most so many are."""
 
 
 class Size(NamedTuple):
-    """What a graph is recorded for: tokens, segments, longest segment, and the precision of products."""
+    """What a graph is recorded for: tokens, segments, longest segment, the precision of products, and predictions.
+
+    ``some`` is how many tokens predict; None where all do.
+    """
 
     tokens: int
     segments: int
     longest: int
     half: torch.dtype | None
+    some: int | None = None
 
 
-def size_of(stream: TokenStream) -> Size | None:
+def size_of(stream: TokenStream, at: Tensor | None = None) -> Size | None:
     """The size that a batch is filled up to; None without tokens, or with lengths that the host does not know."""
     if not stream.num_tokens or not stream.max_seqlen:
         return None
-    tokens = -(-stream.num_tokens // _TOKENS) * _TOKENS
+    unit = _TOKENS if at is None else _OF_SOME
+    tokens = -(-stream.num_tokens // unit) * unit
     more = -(-(tokens - stream.num_tokens) // stream.max_seqlen)
     device = stream.device.type
     half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    return Size(tokens, _power(stream.num_segments + more), _power(max(_LONGEST, stream.max_seqlen)), half)
+    longest = _power(max(_LONGEST, stream.max_seqlen))
+    return Size(tokens, _power(stream.num_segments + more), longest, half, None if at is None else len(at))
 
 
 def _power(n: int) -> int:
@@ -58,9 +67,10 @@ class Filled:
         size: what it holds.
         values: item ids, (T,) int64; those beyond the batch are any items.
         cu_seqlens: segment borders, (S + 1,) int32.
-        target: the right item of each token, (T,) int64.
+        target: the right item of each prediction, (T,) int64, or (P,).
         count: tokens of the batch itself, () int64.
         steps: 0, 1, …, S, (S + 1,) int32, for the borders behind the batch.
+        at: the tokens that predict, (P,) int64; None where all do.
     """
 
     size: Size
@@ -69,21 +79,24 @@ class Filled:
     target: Tensor
     count: Tensor
     steps: Tensor = field(repr=False)
+    at: Tensor | None = None
 
     @classmethod
     def empty(cls, size: Size, device: torch.device) -> Filled:
         """Room for batches of a size."""
-        items, target = torch.zeros(2, size.tokens, dtype=torch.int64, device=device)
+        zeros = partial(torch.zeros, dtype=torch.int64, device=device)
         steps = torch.arange(size.segments + 1, dtype=torch.int32, device=device)
-        return cls(
-            size, items, torch.zeros_like(steps), target, torch.zeros((), dtype=torch.int64, device=device), steps
-        )
+        at = None if size.some is None else zeros(size.some)
+        target = zeros(size.tokens if size.some is None else size.some)
+        return cls(size, zeros(size.tokens), torch.zeros_like(steps), target, zeros(()), steps, at)
 
-    def fill(self, stream: TokenStream, target: Tensor) -> None:
+    def fill(self, stream: TokenStream, target: Tensor, at: Tensor | None = None) -> None:
         """Take a batch in, without waiting for the GPU."""
         tokens, segments = stream.num_tokens, stream.num_segments
         self.values[:tokens].copy_(stream.values)
-        self.target[:tokens].copy_(target)
+        self.target[: len(target)].copy_(target)
+        if self.at is not None and at is not None:
+            self.at.copy_(at)
         self.cu_seqlens[: segments + 1].copy_(stream.cu_seqlens)
         # Behind the batch segments no longer than its own, as long as there are tokens; empty ones then.
         rest = self.steps[1 : len(self.steps) - segments]
@@ -96,12 +109,13 @@ class Filled:
 
 
 class Captured:
-    """Loss and gradients of batches whose every token predicts, replayed where their size is a frequent one.
+    """Loss and gradients of batches, replayed where their size is a frequent one.
 
     While a step is recorded no earlier loss may be alive: torch would wait for the stream that it was made on.
 
     Args:
-        loss: of a stream (T,), the right items (T,) and the number of tokens that count, () int64; waits for nothing.
+        loss: of a stream (T,), the right items (P,), the tokens that predict (P,) int64 or None for all, and then the
+            number of tokens that count, () int64, else None; waits for nothing.
         parameters: what it is differentiated by.
 
     Raises:
@@ -116,9 +130,9 @@ class Captured:
         self.graphs: dict[Size, Recorded] = {}
         self.replays = 0
 
-    def __call__(self, stream: TokenStream, target: Tensor) -> Tensor | None:
+    def __call__(self, stream: TokenStream, target: Tensor, at: Tensor | None = None) -> Tensor | None:
         """The batch's loss, with its gradients behind it; None where its size has not been met often enough."""
-        size = size_of(stream)
+        size = size_of(stream, at)
         if size is None:
             return None
         if size not in self.graphs:
@@ -126,10 +140,10 @@ class Captured:
             if self.met[size] < _MET or len(self.graphs) >= _MOST:
                 return None
             room = Filled.empty(size, stream.device)
-            room.fill(stream, target)
+            room.fill(stream, target, at)
             self.graphs[size] = self._record(room)
         recorded = self.graphs[size]
-        recorded.room.fill(stream, target)
+        recorded.room.fill(stream, target, at)
         return _Replay.apply(self, recorded, *self.parameters)
 
     def run(self, room: Filled) -> tuple[Tensor, list[Tensor | None]]:
@@ -137,7 +151,7 @@ class Captured:
         half = room.size.half
         # A weight that autocast has kept in bf16 would be in the graph as it is now.
         with torch.autocast(room.values.device.type, half, enabled=half is not None, cache_enabled=False):
-            loss = self.loss(room.stream(), room.target, room.count)
+            loss = self.loss(room.stream(), room.target, room.at, None if room.at is not None else room.count)
         # Who calls may be in autocast still, which a backward is not meant for.
         with torch.autocast(room.values.device.type, enabled=False):
             return loss.detach(), list(torch.autograd.grad(loss, self.parameters, allow_unused=True))

@@ -129,7 +129,7 @@ class NextItemConfig(_Config):
     loss: Literal["softmax", "sampled-softmax", "gbce"] = Field("softmax", description="over all items, or drawn ones")
     negatives: int = Field(256, gt=0, description="items drawn for each prediction, for the latter two")
     gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce")
-    capture: bool = Field(False, description="replay training steps as CUDA graphs; softmax at every position only")
+    capture: bool = Field(False, description="replay training steps as CUDA graphs; for the softmax only")
 
     @field_validator("k")
     @classmethod

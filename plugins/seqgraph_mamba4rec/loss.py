@@ -160,8 +160,8 @@ class _SoftmaxLoss(torch.autograd.Function):
         counts = None if count is None else torch.arange(len(hidden), device=hidden.device)[:, None] < count
         grads = any(ctx.needs_input_grad)
         grad_h, grad_w = torch.zeros_like(hidden), torch.zeros_like(weight)
-        by_distance = None if had is None else had.by_distance().to(hidden.dtype)  # (longest, K)
-        worth = None if by_distance is None or weights is None else by_distance @ weights.to(hidden.dtype)
+        buckets = None if had is None else had.buckets()
+        worth = None if buckets is None or weights is None else weights.to(hidden.dtype)[buckets]  # (longest,)
         grad_worth = None if worth is None else torch.zeros_like(worth)
         for start in range(0, len(hidden), rows):
             block = slice(start, start + rows)
@@ -188,8 +188,9 @@ class _SoftmaxLoss(torch.autograd.Function):
             grad_h *= counts
         number: Any = max(1, len(hidden)) if count is None else count.clamp_min(1)
         kept = [grad_h.div_(number), grad_w.div_(number)]
-        if grad_worth is not None and by_distance is not None and weights is not None:
-            kept.append((grad_worth @ by_distance / number).to(weights.dtype))
+        if grad_worth is not None and buckets is not None and weights is not None:
+            each = buckets == torch.arange(len(weights), device=buckets.device)[:, None]  # (K, longest)
+            kept.append(((grad_worth * each).sum(1) / number).to(weights.dtype))
         ctx.save_for_backward(*kept)
         return total / number
 

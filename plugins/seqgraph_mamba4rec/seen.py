@@ -130,10 +130,9 @@ class Had:
         fresh[:, 1:] &= token[:, 1:] < token[:, :-1]  # before the first token stands the first token
         return self.values[torch.where(fresh, token, at)], fresh
 
-    def by_distance(self) -> Tensor:
-        """Which weight counts at each distance, (longest, K), ones and zeros."""
-        bucket = bucket_of(torch.arange(self.longest, device=self.at.device), self.edges)
-        return (bucket[:, None] == torch.arange(len(self.weights), device=bucket.device)).to(self.weights.dtype)
+    def buckets(self) -> Tensor:
+        """Which weight counts at each distance, (longest,) int64."""
+        return bucket_of(torch.arange(self.longest, device=self.at.device), self.edges)
 
     def finder(self, num_items: int) -> Callable[[slice, Tensor], Tensor]:
         """Of some predictions and items (R, n): the number of the weight, (R, n) int64; K where an item was not had."""

@@ -43,8 +43,8 @@ class NextItem(Task):
         loss: "softmax" over all items, "sampled-softmax", or "gbce" (gSASRec's).
         negatives: items drawn for each prediction, for the latter two.
         gbce_t: calibration of "gbce", from 0 to 1.
-        capture: replay training steps as CUDA graphs, on a GPU: for the softmax at every position. Small batches are
-            several times faster; a resumed training is no longer the same bit by bit.
+        capture: replay training steps as CUDA graphs, on a GPU: for the softmax. Small batches are several times
+            faster; a resumed training is no longer the same bit by bit.
 
     Raises:
         ConfigError: for ``capture`` with a loss or a model whose steps wait for the GPU.
@@ -101,14 +101,20 @@ class NextItem(Task):
         stream, model = batch.stream, cast(Any, self.model)
         # Sizes are known without waiting for a GPU; gathering every token would cost a sort of them backwards.
         every = len(batch.at) == stream.num_tokens
-        wanted = self.capture and every and stream.device.type == "cuda" and torch.is_grad_enabled()
+        at = None if every else batch.at
+        wanted = self.capture and stream.device.type == "cuda" and torch.is_grad_enabled()
         # train.replay may be recording this very step: a graph cannot be recorded or replayed within another.
         if wanted and not torch.cuda.is_current_stream_capturing():
             self._captured = self._captured or Captured(self._counted, model.parameters())
-            if (loss := self._captured(stream, batch.target)) is not None:
+            if (loss := self._captured(stream, batch.target, at)) is not None:
                 return {"loss": loss, "size": torch.tensor(len(batch.target))}
-        had = self._had(stream, None if every else batch.at)
-        return self._loss(model(stream).values if every else model.read(stream, batch.at), batch.target, had)
+        return self._loss(self._read(stream, at), batch.target, self._had(stream, at))
+
+    def _read(self, stream: TokenStream, at: Tensor | None) -> Tensor:
+        """Read-outs of the tokens ``at``, (P, D); of all for None."""
+        model = cast(Any, self.model)
+        out: Tensor = model(stream).values if at is None else model.read(stream, at)
+        return out
 
     def _had(self, stream: TokenStream, at: Tensor | None) -> Had | None:
         """What the users have had at the tokens that predict, where the model has a weight for it."""
@@ -118,11 +124,10 @@ class NextItem(Task):
     def _term(self) -> SeenTerm | None:
         return cast(SeenTerm | None, getattr(self.model, "seen", None))
 
-    def _counted(self, stream: TokenStream, target: Tensor, count: Tensor) -> Tensor:
-        """Mean loss over the first ``count`` tokens, each of which predicts."""
-        hidden = cast(Any, self.model)(stream).values
-        had = self._had(stream, None)
-        return softmax_loss(hidden, self._items(), target, budget=self.budget, count=count, had=had)
+    def _counted(self, stream: TokenStream, target: Tensor, at: Tensor | None, count: Tensor | None) -> Tensor:
+        """Mean loss of the tokens ``at``; of the first ``count`` tokens where all predict."""
+        options: dict[str, Any] = {"budget": self.budget, "count": count, "had": self._had(stream, at)}
+        return softmax_loss(self._read(stream, at), self._items(), target, **options)
 
     def _loss(self, hidden: Tensor, target: Tensor, had: Had | None = None) -> dict[str, Tensor]:
         items, size = self._items(), torch.tensor(len(target))

@@ -82,6 +82,31 @@ def test_what_is_filled_in_changes_neither_loss_nor_gradients(name):
             torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-4)
 
 
+def ends(given):
+    """The batch with a prediction at the last token of each history."""
+    at = given.stream.cu_seqlens[1:].long() - 1
+    return HistoryBatch(given.stream, at, given.target[at])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_prefixes_are_filled_up_to_sizes_of_their_own(name):
+    one = task(name)
+    captured = Captured(one._counted, one.parameters())
+    first, second = ends(batch([70, 30, 1, 40, 70])), ends(batch([66, 5, 9, 2, 60], seed=3))
+    size = size_of(first.stream, first.at)
+    assert size == size_of(second.stream, second.at) and (size.tokens, size.some) == (8192, 5)
+    room = Filled.empty(size, torch.device("cpu"))
+    for given in (first, second):
+        room.fill(given.stream, given.target, given.at)
+        loss, grads = captured.run(room)
+        one.zero_grad()
+        wanted = one.training_step(given)["loss"]
+        wanted.backward()
+        assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+        for ours, theirs in zip(grads, of(one), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=1e-3)
+
+
 @dataclass
 class Again:
     """Stands for a graph: runs everything again, into the tensors that it gave first."""
@@ -149,7 +174,7 @@ def test_gradients_are_made_outside_autocast():
     """As they are of a step that is not replayed, where the trainer has left autocast by then."""
     weight, seen = torch.nn.Parameter(torch.ones(())), []
 
-    def loss(stream, target, count):
+    def loss(stream, target, at, count):
         made = weight * stream.values.sum()
         made.register_hook(lambda grad: seen.append(torch.is_autocast_enabled("cpu")))
         return made
@@ -193,11 +218,13 @@ def test_a_model_that_pads_is_refused():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "prefixes"])
 def test_replays_train_as_steps_do(name, half):
     """Twelve steps of AdamW over four batches of two sizes, captured and not."""
     batches = [batch([40 + 30 * (i % 2), 64, 64, 20 + i % 4], seed=i % 4, device="cuda") for i in range(12)]
-    ends = []
+    if name == "prefixes":
+        batches, name = [ends(given) for given in batches], "s6"
+    found = []
     for capture in (False, True):
         one = task(name, capture=capture).cuda()
         optimizer = torch.optim.AdamW(one.parameters(), lr=3e-3)
@@ -211,7 +238,7 @@ def test_replays_train_as_steps_do(name, half):
             losses.append(loss.item())
             # a loss that is kept keeps its nodes, and with them the stream that they were made on
             del loss
-        ends.append(torch.tensor(losses))
+        found.append(torch.tensor(losses))
         assert capture == bool(one._captured and one._captured.graphs)
-    torch.testing.assert_close(*ends, atol=2e-2 if half else 2e-4, rtol=0)
-    assert ends[0][8:].mean() < ends[0][:4].mean()
+    torch.testing.assert_close(*found, atol=2e-2 if half else 2e-4, rtol=0)
+    assert found[0][8:].mean() < found[0][:4].mean()
