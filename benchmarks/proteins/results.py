@@ -1,13 +1,14 @@
 """The page of results and the shipped weights, from what the runs on a GPU gave back.
 
-    python benchmarks/proteins/results.py page --from OUT [OUT ...] [--embed embed.txt ...] [--speed speed.json]
+    python benchmarks/proteins/results.py page --from OUT [OUT ...] [--baselines rows.json ...] [--embed embed.txt ...]
+                                               [--speed speed.json ... --speed-device GPU ...]
     python benchmarks/proteins/results.py ship --from OUT
 
-OUT has tune.json, final.json, rows.json and lc-plm-8m.tar; of several, each of other sizes, the first has the search
-and the features that need no model. ``page`` writes every row: means over seeds, beside them random weights and these
-features; ``notes.md`` beside this file, which is written by hand, stands before the tables. ``ship`` puts
-the weights with a card where ``seqgraph embed lc-plm-8m`` finds them, if their validation loss is lower than that of
-the weights which are there.
+OUT has tune.json, final.json, rows.json and lc-plm-8m.tar; of several, each of other sizes, the first has the search.
+``page`` writes every row: means over seeds, beside them random weights and features that need no model, which may be of
+earlier tables (``--baselines``); ``notes.md`` beside this file, which is written by hand, stands before them. ``ship``
+puts the weights with a card where ``seqgraph embed lc-plm-8m`` finds them, if their validation loss is lower than that
+of the weights which are there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.proteins.comparison import NAMES, by_task, downstream, loss_of, pretraining, sizes_of
-from benchmarks.proteins.downstream import SIMPLE
 from benchmarks.proteins.downstream_speed import table_of as speed_table
 from benchmarks.proteins.pretrain_gpu import best_of
 
@@ -47,14 +47,16 @@ def page(options: argparse.Namespace) -> str:
     """The whole page."""
     tune = _json(options.source[0] / "tune.json")
     finals, measured = ([_json(one / name) for one in options.source] for name in ("final.json", "rows.json"))
-    rows = [r for i, said in enumerate(measured) for r in said["rows"] if not i or r["kind"] != SIMPLE]
+    rows = merged([said["rows"] for said in [*measured, *map(_json, options.baselines)]])
     said = INTRODUCTION.format(proteins=proteins_of(finals))
     lines = ["# Proteins: LC-PLM beside ESM-2", "", *textwrap.wrap(said, 120), ""]
     if NOTES.is_file():
         lines += [NOTES.read_text().strip(), ""]
     lines += pretraining(tune, finals) + [""] + downstream(rows)
     if options.speed:
-        lines += ["", "## Speed and memory", "", options.speed_device, "", speed_table(_json(options.speed))]
+        lines += ["", "## Speed and memory", "", SPEEDS]
+    for told, device in zip(options.speed, options.speed_device, strict=True):
+        lines += ["", f"{device}:", "", speed_table(_json(told))]
     if options.embed:
         lines += ["", "## `seqgraph embed`, 753M"]
     for told in options.embed:
@@ -63,8 +65,20 @@ def page(options: argparse.Namespace) -> str:
               "--data swissprot2014/swissprot_2014_01.tsv.xz --out proteins.tsv.xz"]  # fmt: skip
     lines += [command_of(one) for one in (tune, *finals)]
     lines.append("python benchmarks/proteins/downstream.py pack --data /path/to/protein --out TASKS")
-    lines += [*map(command_of, measured), *options.also]
+    lines += [*map(command_of, [*measured, *map(_json, options.baselines)]), *options.also]
     return "\n".join([*lines, "```"]) + "\n"
+
+
+def merged(several: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of several tables; of a model and kind, and of the features that need no model, those of the first that
+    has them."""
+    first: dict[tuple[str, str], int] = {}
+    found = []
+    for number, rows in enumerate(several):
+        for r in rows:
+            if first.setdefault((r["model"], r["kind"]), number) == number:
+                found.append(r)
+    return found
 
 
 def proteins_of(finals: list[dict[str, Any]]) -> str:
@@ -93,6 +107,10 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+SPEEDS = """\
+bf16, random weights and letters, proteins of one length in batches of 32,768 tokens (one protein where it is longer);
+median of 4 steps (2 or 3 of the slowest) after two warm-ups. "esm2 sdpa" is fair-esm's class with torch's fused
+attention, "esm2 fair-esm" the class as it is."""
 CARD = """# lc-plm-8m
 
 LC-PLM (bidirectional Mamba masked language model; Wang et al. 2024, arXiv 2411.08909) with {parameters:,} parameters,
@@ -150,8 +168,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["page", "ship"])
     parser.add_argument("--from", dest="source", nargs="+", type=Path, required=True, help="folders of what came back")
-    parser.add_argument("--speed", type=Path, help="speed.json of downstream_speed.py")
-    parser.add_argument("--speed-device", default="NVIDIA H100 80GB HBM3, bf16.", help="said above the speeds")
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="ROWS",
+        help="rows.json of random weights and simple features that were measured before",
+    )
+    parser.add_argument("--speed", nargs="+", type=Path, default=[], help="speed.json of downstream_speed.py")
+    parser.add_argument("--speed-device", nargs="+", default=[], help="what each of them was measured on")
     parser.add_argument("--embed", nargs="+", type=Path, default=[], help="what benchmarks/proteins/embed.py printed")
     parser.add_argument("--also", nargs="+", default=[], help="further commands to list: of speed and embed")
     parser.add_argument("--out", type=Path, default=None)

@@ -19,6 +19,7 @@ from benchmarks.proteins.comparison import downstream, tokens_apart
 from benchmarks.proteins.downstream import KINDS, models_of
 from benchmarks.proteins.planning import latest, planned, replan, slower
 from benchmarks.proteins.pretrain_gpu import best_of, chosen
+from benchmarks.proteins.results import merged
 from benchmarks.proteins.tables import LETTERS, related
 from benchmarks.proteins.training import keep, settle, steps_of
 from seqgraph.config import load_config
@@ -174,3 +175,13 @@ def test_a_page_of_random_weights_alone_counts_no_gains():
     rows.append({**row, "model": "simple", "features": "one-hot", "kind": "simple", "value": 0.6})
     text = "\n".join(downstream(rows))
     assert "| 0.500 | 0.500 | 0.600 |" in text and "35M |" not in text and "were not measured" in text
+
+
+def test_a_page_takes_what_was_measured_before_only_where_nothing_newer_is():
+    def row(model, kind, value):
+        return {"model": model, "kind": kind, "value": value}
+
+    new = [row("lc-plm-8m", "trained", 1), row("lc-plm-8m", "trained", 2)]
+    old = [row("lc-plm-8m", "trained", 3), row("lc-plm-8m", "random", 4), row("simple", "simple", 5)]
+    older = [row("simple", "simple", 6), row("esm2-8m", "random", 7)]
+    assert [r["value"] for r in merged([new, old, older])] == [1, 2, 4, 5, 7]
