@@ -29,7 +29,12 @@ LISTS: dict[str, list[str]] = {
         f"{name}-{seed}={preset} {_HALF} seed={seed}" for seed in (0, 1) for name, preset in _PEPTIDES.items()
     ],
     "zinc": [
-        f"zinc-gin-{seed}=zinc-12k-gin-mamba train.eval_every=5 train.replay=60 {_CLOCK} seed={seed}" for seed in (0, 1)
+        f"{name}={preset} train.eval_every=5 train.replay=60 {_CLOCK} seed={seed}"
+        for name, preset, seed in (
+            ("zinc-gin-0", "zinc-12k-gin-mamba", 0),
+            ("zinc-gin-1", "zinc-12k-gin-mamba", 1),
+            ("zinc-0", "zinc-12k train.max_tokens=1482", 0),
+        )
     ],
     # one graph is one batch, which stays what it is
     "tolokers": [f"tolokers-{seed}=tolokers train.eval_every=20 train.replay=1000 seed={seed}" for seed in range(4)],
