@@ -51,6 +51,25 @@ def sizes_of(models: Any) -> list[str]:
     return sorted({size_of(m) for m in models if m != SIMPLE}, key=lambda size: float(size.rstrip("m")))
 
 
+def in_brief(finals: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each size: tokens, test losses, and on how many tasks one is better than the other."""
+    results = [r for final in finals for r in final["results"]]
+    head = "| size | tokens each | test loss of LC-PLM | of ESM-2 | residue frequencies |"
+    lines = [f"{head} tasks {AIM:.0%} better (aim: 4) | {AIM:.0%} worse |", "|---" * 7 + "|"]
+    for size in sizes_of(r["preset"] for r in results):
+        mine = [r for r in results if size_of(r["preset"]) == size]
+        tokens = [f"{mean(r['tokens'] for r in mine if family(r['preset']) == f) / 1e6:.1f} M" for f in (OURS, THEIRS)
+                  if any(family(r["preset"]) == f for r in mine)]  # fmt: skip
+        apart = f"**not equal: {' and '.join(tokens)}**" if tokens_apart(mine) else tokens[0]
+        losses = [_mean([r["test"].get("loss") for r in mine if family(r["preset"]) == f]) for f in (OURS, THEIRS)]
+        unigram = next((f"{r['unigram']:.4f}" for r in results if r["unigram"]), "")
+        gains = _counted(gains_of(task_means(rows, size)[0]))
+        many = [f"{sum(found)} of {len(gains)}" if gains else "not measured"
+                for found in ([g >= AIM for g in gains.values()], [g <= -AIM for g in gains.values()])]  # fmt: skip
+        lines.append("| " + " | ".join([size.upper(), apart, *losses, unigram, *many]) + " |")
+    return lines
+
+
 # ---------------------------------------------------------------------- pre-training
 def pretraining(tune: dict[str, Any], finals: list[dict[str, Any]]) -> list[str]:
     """What was trained and how, the losses by length, and the search."""
@@ -222,6 +241,11 @@ def gains_of(means: dict[str, list[float]]) -> dict[str, float]:
     return {task: m[0] / m[1] - 1 for task, m in means.items() if m[1] > 0}
 
 
+def _counted(gains: dict[str, float]) -> dict[str, float]:
+    """Of the gains those of the tasks that the claim counts."""
+    return {task: gain for task, gain in gains.items() if task != "yeast pairs"}
+
+
 def in_short(rows: list[dict[str, Any]]) -> list[str]:
     """How much better than ESM-2 on each task at each size, and on how many by what the paper claims."""
     sizes = sizes_of(r["model"] for r in rows)
@@ -235,8 +259,8 @@ def in_short(rows: list[dict[str, Any]]) -> list[str]:
         lines.append("| " + " | ".join([task, *cells]) + " |")
     counts = []
     for size in sizes:
-        counted = [gain for task, gain in gains[size].items() if task != "yeast pairs"]
-        counts.append(f"{sum(gain >= AIM for gain in counted)} of {len(counted)}")
+        counted = _counted(gains[size])
+        counts.append(f"{sum(gain >= AIM for gain in counted.values())} of {len(counted)}")
     lines.append("| " + " | ".join([f"at least {AIM:.0%} better (aim: 4; yeast pairs do not count)", *counts]) + " |")
     return lines
 
@@ -257,7 +281,7 @@ def by_task(rows: list[dict[str, Any]], size: str) -> list[str]:
     def named(tasks: list[str]) -> str:
         return f"{len(tasks)} ({'; '.join(tasks)})" if tasks else "none"
 
-    counted = {task: gain for task, gain in gains.items() if task != "yeast pairs"}
+    counted = _counted(gains)
     better = named([task for task, gain in counted.items() if gain >= AIM])
     worse = named([task for task, gain in counted.items() if gain <= -AIM])
     above = [named([task for task, m in means.items() if m[0] > max(m[i] for i in which)])

@@ -25,7 +25,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.proteins.comparison import NAMES, by_task, downstream, loss_of, pretraining, sizes_of
+from benchmarks.proteins.comparison import NAMES, by_task, downstream, in_brief, loss_of, pretraining, sizes_of
 from benchmarks.proteins.downstream_speed import table_of as speed_table
 from benchmarks.proteins.pretrain_gpu import best_of
 
@@ -34,12 +34,13 @@ NOTES = Path(__file__).parent / "notes.md"
 WEIGHTS = REPOSITORY / "plugins" / "seqgraph_lc_plm" / "weights"
 SHIPPED = "lc-plm-8m"
 INTRODUCTION = """\
-Made by `benchmarks/proteins/results.py`. The same proteins for both (Swiss-Prot 2014_01: one of each of {proteins} of
-its 126,357 training clusters, drawn by a fixed seed, cut to 1,022 residues; so an epoch has one protein of a family),
-task (15 %, 80-10-10; evaluation masks all), batches, planned number of tokens, AdamW, cosine and clipping; bf16. ESM-2
-is fair-esm's class with new weights: proteins of a batch sorted by length and padded, attention by torch's fused
-kernels, the same function. Weights are chosen on the validation split, penalties of probes on validation rows or by
-leave-one-out, nothing of either model on test data.
+Two protein language models with as many parameters as each other, both trained here from new weights: LC-PLM, a
+bidirectional Mamba, and ESM-2, a transformer (fair-esm's class; attention by torch's fused kernels, the same function).
+Nothing here is about the released weights of either. The same for both: the proteins (Swiss-Prot 2014_01, one of each
+of {proteins} of its 126,357 training clusters, drawn by a fixed seed and cut to 1,022 residues), the task (of 15 % of
+the residues to guess 80 % are masked, 10 % exchanged; in tests all are masked), the batches, AdamW, cosine, clipping,
+bf16, and how the learning rate was found. Chosen on test data is nothing: weights are by the validation split,
+penalties of probes by validation rows or leave-one-out.
 """
 
 
@@ -49,7 +50,7 @@ def page(options: argparse.Namespace) -> str:
     finals, measured = ([_json(one / name) for one in options.source] for name in ("final.json", "rows.json"))
     rows = merged([said["rows"] for said in [*measured, *map(_json, options.baselines)]])
     said = INTRODUCTION.format(proteins=proteins_of(finals))
-    lines = ["# Proteins: LC-PLM beside ESM-2", "", *textwrap.wrap(said, 120), ""]
+    lines = ["# Proteins: LC-PLM beside ESM-2", "", *textwrap.wrap(said, 120), "", *in_brief(finals, rows), ""]
     if NOTES.is_file():
         lines += [NOTES.read_text().strip(), ""]
     lines += pretraining(tune, finals) + [""] + downstream(rows)

@@ -15,7 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import seqgraph as sg
-from benchmarks.proteins.comparison import downstream, tokens_apart
+from benchmarks.proteins.comparison import downstream, in_brief, tokens_apart
 from benchmarks.proteins.downstream import KINDS, models_of
 from benchmarks.proteins.planning import latest, planned, replan, slower
 from benchmarks.proteins.pretrain_gpu import best_of, chosen
@@ -175,6 +175,25 @@ def test_a_page_of_random_weights_alone_counts_no_gains():
     rows.append({**row, "model": "simple", "features": "one-hot", "kind": "simple", "value": 0.6})
     text = "\n".join(downstream(rows))
     assert "| 0.500 | 0.500 | 0.600 |" in text and "35M |" not in text and "were not measured" in text
+
+
+def test_the_brief_table_says_where_tokens_are_not_equal_and_counts_the_claims_tasks():
+    def result(preset, tokens, loss):
+        return {"preset": preset, "tokens": tokens, "test": {"loss": loss}, "unigram": 2.9}
+
+    small = [result("lc-plm-8m", 26_000_000, 2.75), result("esm2-8m", 26_000_000, 2.8)]
+    large = [result("lc-plm-35m", 28_000_000, 2.7), result("esm2-35m", 17_000_000, 2.8)]
+    same = {"data": "d", "features": "f", "head": "linear", "measure": "m", "seed": 0, "size": 9}
+    rows = [
+        {**same, "task": task, "model": model, "kind": kind, "value": value if kind == "trained" else 0.5}
+        for task, values in {"function": (0.9, 0.8), "yeast pairs": (0.9, 0.8), "interactions": (0.7, 0.8)}.items()
+        for model, value in zip(("lc-plm-8m", "esm2-8m"), values, strict=True)
+        for kind in ("trained", "random")
+    ]
+    rows += [{**same, "task": t, "model": "simple", "kind": "simple", "value": 0.4} for t in {r["task"] for r in rows}]
+    one, other = in_brief([{"results": small}, {"results": large}], rows)[2:]
+    assert one == "| 8M | 26.0 M | 2.7500 | 2.8000 | 2.9000 | 1 of 2 | 1 of 2 |"
+    assert "not equal: 28.0 M and 17.0 M" in other and "not measured" in other
 
 
 def test_a_page_takes_what_was_measured_before_only_where_nothing_newer_is():
