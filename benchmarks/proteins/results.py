@@ -2,13 +2,13 @@
 
     python benchmarks/proteins/results.py page --from OUT [OUT ...] [--baselines rows.json ...] [--embed embed.txt ...]
                                                [--speed speed.json ... --speed-device GPU ...]
-    python benchmarks/proteins/results.py ship --from OUT
+    python benchmarks/proteins/results.py ship --from OUT [--baselines rows.json ...]
 
 OUT has tune.json, final.json, rows.json and lc-plm-8m.tar; of several, each of other sizes, the first has the search.
 ``page`` writes every row: means over seeds, beside them random weights and features that need no model, which may be of
-earlier tables (``--baselines``); ``notes.md`` beside this file, which is written by hand, stands before them. ``ship``
-puts the weights with a card where ``seqgraph embed lc-plm-8m`` finds them, if their validation loss is lower than that
-of the weights which are there.
+earlier tables (``--baselines``). ``notes.md`` beside this file is written by hand: what the tables say stands before
+them, how they were made beside the commands. ``ship`` puts the weights with a card where ``seqgraph embed lc-plm-8m``
+finds them, if their validation loss is lower than that of the weights which are there.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from benchmarks.proteins.pretrain_gpu import best_of
 REPOSITORY = Path(__file__).parents[2]
 NOTES = Path(__file__).parent / "notes.md"
 WEIGHTS = REPOSITORY / "plugins" / "seqgraph_lc_plm" / "weights"
+RAN = "## How it was run"
 SHIPPED = "lc-plm-8m"
 INTRODUCTION = """\
 Two protein language models with as many parameters as each other, both trained here from new weights: LC-PLM, a
@@ -51,8 +52,8 @@ def page(options: argparse.Namespace) -> str:
     rows = merged([said["rows"] for said in [*measured, *map(_json, options.baselines)]])
     said = INTRODUCTION.format(proteins=proteins_of(finals))
     lines = ["# Proteins: LC-PLM beside ESM-2", "", *textwrap.wrap(said, 120), "", *in_brief(finals, rows), ""]
-    if NOTES.is_file():
-        lines += [NOTES.read_text().strip(), ""]
+    said, _, ran = NOTES.read_text().partition(RAN) if NOTES.is_file() else ("", "", "")
+    lines += [said.strip(), ""]
     lines += pretraining(tune, finals) + [""] + downstream(rows)
     if options.speed:
         lines += ["", "## Speed and memory", "", SPEEDS]
@@ -62,7 +63,7 @@ def page(options: argparse.Namespace) -> str:
         lines += ["", "## `seqgraph embed`, 753M"]
     for told in options.embed:
         lines += ["", "```", told.read_text().partition("\n## ")[0].strip(), "```"]
-    lines += ["", "## Commands", "", "```", "python benchmarks/proteins/pretrain_gpu.py pack "
+    lines += ["", RAN, "", ran.strip(), "", "```", "python benchmarks/proteins/pretrain_gpu.py pack "
               "--data swissprot2014/swissprot_2014_01.tsv.xz --out proteins.tsv.xz"]  # fmt: skip
     lines += [command_of(one) for one in (tune, *finals)]
     lines.append("python benchmarks/proteins/downstream.py pack --data /path/to/protein --out TASKS")
@@ -136,7 +137,7 @@ need no model (`benchmarks/results/proteins.md`; over this model and another see
 """
 
 
-def ship(source: Path, target: Path) -> None:
+def ship(source: Path, baselines: list[Path], target: Path) -> None:
     """Unpack the weights, if they are better than what is there, and write their card."""
     said, weights = _json(source / "final.json"), source / f"{SHIPPED}.tar"
     r = best_of(said["results"], SHIPPED)
@@ -156,9 +157,10 @@ def ship(source: Path, target: Path) -> None:
     bins = ", ".join(f"{NAMES[name]}: {loss:.3f}" for name in NAMES if (loss := loss_of(r, name)) is not None)
     unigram = f"{r['unigram']:.4f}" if r["unigram"] else "not measured"
     size = SHIPPED.rpartition("-")[2]
+    rows = merged([_json(file)["rows"] for file in (source / "rows.json", *baselines)])
     card = CARD.format(**{**r, "unigram": unigram, "bins": bins, "command": command_of(said),
                           "test": r["test"]["loss"], "valid": new,
-                          "worth": "\n".join(by_task(_json(source / "rows.json")["rows"], size))})  # fmt: skip
+                          "worth": "\n".join(by_task(rows, size))})  # fmt: skip
     (target / SHIPPED / "MODEL_CARD.md").write_text(card)
     print(f"{target / SHIPPED}: {sum(f.stat().st_size for f in (target / SHIPPED).iterdir()):,} bytes; validation loss "
           f"{new:.4f}, before {old:.4f}")  # fmt: skip
@@ -184,7 +186,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     if options.stage == "ship":
-        ship(options.source[0], options.out or WEIGHTS)
+        ship(options.source[0], options.baselines, options.out or WEIGHTS)
     else:
         (options.out or REPOSITORY / "benchmarks" / "results" / "proteins.md").write_text(page(options))
 
