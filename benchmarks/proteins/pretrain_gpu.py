@@ -6,10 +6,10 @@
         --trainings 8m=0,1 35m=0
 
 ``pack`` keeps every held-out protein and one of each of so many training clusters, drawn by a fixed seed. ``tune``
-trains each model of the smallest size at each rate without the test proteins; chosen is the rate with the lowest
-validation loss. ``final`` takes it for every seed, and at another size times the square root of the ratio of widths; it
-may be started while ``tune`` runs, and waits for it (``--wait``). The rule is one for both models, and test proteins
-have no part in it.
+trains each model of the smallest size at each rate without the test proteins, with as many steps of warm-up as
+``final``; chosen is the rate with the lowest validation loss. ``final`` takes it for every seed, and at another size
+times the square root of the ratio of widths; it may be started while ``tune`` runs, and waits for it (``--wait``). The
+rule is one for both models, and test proteins have no part in it.
 
 All trainings of a stage run at once, a process each. They first measure their speed, all together and then the slower
 model of each size; from that follows one number of steps for each size, so that all end within ``--limit`` seconds,
@@ -48,6 +48,8 @@ from benchmarks.proteins.training import one
 BINS = ("loss_to_256", "loss_to_512", "loss_to_1024", "loss_to_2048", "loss_to_4096", "loss_over_4096")
 WIDTHS = {"lc-plm-8m": 224, "lc-plm-35m": 448, "esm2-8m": 320, "esm2-35m": 480}
 SEARCHED = "8m"  # the size of which rates are searched
+WARMUP = 64
+"""Steps, of a search as of a final: within a share of a short search's steps rates fail that a final can bear."""
 LARGEST = 16 << 20  # bytes of weights that come back
 TOLD = ("steps", "tokens", "complete", "seconds", "tokens_per_second", "peak_gib")
 
@@ -64,7 +66,8 @@ def jobs_of(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     table = options.work.resolve() / f"{options.stage}.tsv"
     every = 1000 if options.stage == "tune" else 1
     fixed = [f"data.path={table}", "data.columns=null", f"train.max_tokens={options.tokens}", "train.epochs=1000",
-             f"train.eval_every={every}", "train.checkpoint_every=500", "train.workers=1", *options.set]  # fmt: skip
+             f"train.eval_every={every}", f"train.warmup={WARMUP}", "train.checkpoint_every=500", "train.workers=1",
+             *options.set]  # fmt: skip
     return {
         preset + (f"-lr{rate:g}" if rate is not None else "") + f"-seed{seed}": {
             "stage": options.stage, "preset": preset, "size": size, "lr": rate, "seed": seed,
