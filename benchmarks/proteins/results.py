@@ -39,9 +39,9 @@ Two protein language models with as many parameters as each other, both trained 
 bidirectional Mamba, and ESM-2, a transformer (fair-esm's class; attention by torch's fused kernels, the same function).
 Nothing here is about the released weights of either. The same for both: the proteins (Swiss-Prot 2014_01, one of each
 of {proteins} of its 126,357 training clusters, drawn by a fixed seed and cut to 1,022 residues), the task (of 15 % of
-the residues to guess 80 % are masked, 10 % exchanged; in tests all are masked), the batches, AdamW, warm-up, cosine, clipping,
-bf16, and how the learning rate was found. Chosen on test data is nothing: weights are by the validation split,
-penalties of probes by validation rows or leave-one-out.
+the residues to guess 80 % are masked, 10 % exchanged; in tests all are masked), the batches, AdamW, warm-up, cosine,
+clipping, bf16, and how the learning rate was found. Nothing is chosen on test data: weights are by the validation
+split, penalties of probes by validation rows or leave-one-out.
 """
 
 
