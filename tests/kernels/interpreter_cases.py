@@ -16,7 +16,7 @@ from seqgraph_kernels import selective_scan
 from seqgraph_kernels.selective_scan.plan import Plan
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import distance, run, scan_case
+from conftest import WIDE, distance, run, scan_case
 
 SCANS = {
     "forward": {"options": False},
@@ -27,11 +27,11 @@ SCANS = {
 }
 
 
-def compare(op, case, dtype=torch.float32):
+def compare(op, case, dtype=torch.float32, wide=WIDE):
     tensors, keywords = case
-    rounded = {k: v.to(dtype).double() if k in ("x", "dt", "z") else v for k, v in tensors.items()}
+    rounded = {k: v.to(dtype).double() if k in wide else v for k, v in tensors.items()}
     exact = run(op, rounded, keywords | {"backend": "reference"}, dtype=torch.float64)
-    return distance(run(op, rounded, keywords | {"backend": "triton"}, dtype=dtype), exact)
+    return distance(run(op, rounded, keywords | {"backend": "triton"}, dtype=dtype, wide=wide), exact)
 
 
 def main() -> None:
@@ -48,6 +48,9 @@ def main() -> None:
     show("scan-pairs", compare(selective_scan, scan_case([34, 3], 64, 5, direction="both")))
     show("scan-pairs-bf16", compare(selective_scan, scan_case([4, 3], 64, 4), torch.bfloat16))
     show("scan-bf16", compare(selective_scan, scan_case([4, 3], 5, 3), torch.bfloat16))
+    # B in another precision than C, whose gradients are one product.
+    one = compare(selective_scan, scan_case([4, 3], 5, 3, direction="both"), torch.bfloat16, (*WIDE, "B"))
+    show("scan-B-alone-bf16", one)
     # The second direction shares some arguments and has a skip where the first has none.
     mixed, keywords = scan_case([0, 35, 3], 5, 3, direction="both", own=True)
     for shared in ("x_rev", "dt_rev", "C_rev", "dt_bias_rev", "D"):

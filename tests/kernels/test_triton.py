@@ -23,6 +23,7 @@ CASES = [
     "pairs",
     "pairs-bf16",
     "bf16",
+    "B-alone-bf16",
     "empty",
 ]
 CASES = [f"scan-{name}" for name in CASES]
