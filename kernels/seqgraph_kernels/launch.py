@@ -96,4 +96,5 @@ def _addresses(pointers: Sequence[Pointer]) -> list[int]:
 
 
 def _of_entry(tensor: Tensor, entry: int) -> int:
-    return tensor.data_ptr() + entry * tensor.stride(0) * tensor.element_size()
+    # Most are the first.
+    return tensor.data_ptr() + (entry * tensor.stride(0) * tensor.element_size() if entry else 0)

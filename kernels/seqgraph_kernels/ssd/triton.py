@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from seqgraph_kernels.launch import launch
 from seqgraph_kernels.ready import is_first, small
 from seqgraph_kernels.ssd.arguments import Pass, SsdArguments
 from seqgraph_kernels.ssd.triton_gradients import projection_gradients, step_gradients, token_gradients
@@ -115,14 +116,20 @@ def _outputs_of(
     blocks = plan.G * -(-plan.share // heads)
     strides = [n for t in tensors for n in t.stride()[:2]] + ([0, 0] if z is None else list(z.stride()[:2]))
     grad, out, gdy = grad_out_gdy
-    outputs[(plan.slots * blocks,)](
-        *tensors, first.D, last.D, z, first.A, last.A, steps, plan.cu, plan.slot, states.states, grad, out, gz,
-        gdy, *strides, plan.size, plan.T, plan.H, states.rows, heads, blocks, plan.share, BP=plan.BP,
-        FORWARD=not first.reverse, REVERSE=last.reverse, OWN_X=together and plan.own_x,
-        OWN_BC=together and plan.own_bc, OWN_STEPS=together and plan.own_steps, SHIFT=args.shift,
-        SKIP=0 if first.reverse else kind, SKIP_REV=0 if same else kind_rev, SKIPS=2 if same else 1,
-        HAS_Z=z is not None, HAS_FIRST=states.first, GRAD=grad is not None, ADD_Z=add, EXACT=plan.exact,
-        **plan.launch["outputs"], **plan.tile,
+    launch(
+        outputs, (plan.slots * blocks, 1, 1),
+        [
+            *tensors, first.D, last.D, z, first.A, last.A, steps, plan.cu, plan.slot, states.states, grad, out, gz,
+            gdy,
+        ],
+        [*strides, plan.size, plan.T, plan.H, states.rows, heads, blocks, plan.share],
+        {
+            "BP": plan.BP, "FORWARD": not first.reverse, "REVERSE": last.reverse, "OWN_X": together and plan.own_x,
+            "OWN_BC": together and plan.own_bc, "OWN_STEPS": together and plan.own_steps, "SHIFT": args.shift,
+            "SKIP": 0 if first.reverse else kind, "SKIP_REV": 0 if same else kind_rev, "SKIPS": 2 if same else 1,
+            "HAS_Z": z is not None, "HAS_FIRST": states.first, "GRAD": grad is not None, "ADD_Z": add,
+            "EXACT": plan.exact, **plan.launch["outputs"], **plan.tile,
+        },
     )  # fmt: skip
 
 
@@ -151,29 +158,41 @@ def _gradients(plan: Plan, index: int, states: Walked, adjoint: Walked, dy: Tens
     own = dy[index] if args.stacked else dy
     steps = (one.A, plan.steps[0, row], plan.cu, plan.slot)
     projections = (*one.B.stride()[:2], *one.C.stride()[:2])
-    token_gradients[(plan.slots * blocks,)](
-        one.x, own, one.B, one.C, one.D, *steps, reached.states, part, gx, inner, gD, sums, *one.x.stride()[:2],
-        *projections, plan.size, T, H, reached.rows, *sizes, BP=plan.BP, SHIFT=args.shift, SKIP=skip,
-        HAS_FIRST=reached.first, ADD_X=adds, EXACT=plan.exact, **plan.launch["tokens"], **ways, **plan.tile,
+    launch(
+        token_gradients, (plan.slots * blocks, 1, 1),
+        [one.x, own, one.B, one.C, one.D, *steps, reached.states, part, gx, inner, gD, sums],
+        [*one.x.stride()[:2], *projections, plan.size, T, H, reached.rows, *sizes],
+        {
+            "BP": plan.BP, "SHIFT": args.shift, "SKIP": skip, "HAS_FIRST": reached.first, "ADD_X": adds,
+            "EXACT": plan.exact, **plan.launch["tokens"], **ways, **plan.tile,
+        },
     )  # fmt: skip
     total[owner["x"]] = gx
     parts: dict[str, Tensor] = {}
     for name, values in (("B", one.x), ("C", own)):
         parts[name] = x.new_empty((split, T, G, N), dtype=torch.float32)
-        projection_gradients[(plan.slots * blocks,)](
-            values, one.B, one.C, *steps, mine.states, reached.states, inner, sums, parts[name], *values.stride()[:2],
-            *projections, plan.size, T, H, G, mine.rows, reached.rows, *sizes, BP=plan.BP, OF_B=name == "B",
-            SHIFT=args.shift, HAS_FIRST=mine.first, HAS_LAST=reached.first, **plan.launch[name], **ways, **plan.tile,
+        launch(
+            projection_gradients, (plan.slots * blocks, 1, 1),
+            [values, one.B, one.C, *steps, mine.states, reached.states, inner, sums, parts[name]],
+            [*values.stride()[:2], *projections, plan.size, T, H, G, mine.rows, reached.rows, *sizes],
+            {
+                "BP": plan.BP, "OF_B": name == "B", "SHIFT": args.shift, "HAS_FIRST": mine.first,
+                "HAS_LAST": reached.first, **plan.launch[name], **ways, **plan.tile,
+            },
         )  # fmt: skip
         parts[name] = parts[name].sum(0)
     shared = waits and owner["dt"] == args.owner("dt", 1)
     adds = owner["dt"] in total
     gdt = total[owner["dt"]] if adds else x.new_empty((T, H), dtype=torch.float32 if shared else one.dt.dtype)
     partial = x.new_empty((2, plan.slots, H), dtype=torch.float32)
-    step_gradients[(plan.slots * -(-H // plan.BH),)](
-        one.dt, one.A, one.dt_bias, plan.cu, plan.slot, plan.steps[0, row], sums, gdt, partial, one.dt.stride(0), T, H,
-        CHUNK=plan.chunk, BH=plan.BH, HAS_BIAS=one.dt_bias is not None, SOFTPLUS=args.dt_softplus, ADD=adds,
-        EXACT=plan.exact, **ways,
+    launch(
+        step_gradients, (plan.slots * -(-H // plan.BH), 1, 1),
+        [one.dt, one.A, one.dt_bias, plan.cu, plan.slot, plan.steps[0, row], sums, gdt, partial],
+        [one.dt.stride(0), T, H],
+        {
+            "CHUNK": plan.chunk, "BH": plan.BH, "HAS_BIAS": one.dt_bias is not None, "SOFTPLUS": args.dt_softplus,
+            "ADD": adds, "EXACT": plan.exact, **ways,
+        },
     )  # fmt: skip
     parts["A"] = partial[0].sum(0)
     if one.dt_bias is not None:

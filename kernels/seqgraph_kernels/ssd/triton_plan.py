@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from seqgraph_kernels.dispatch import interpreting
+from seqgraph_kernels.launch import launch
 from seqgraph_kernels.packing import check_borders, unit_rows
 from seqgraph_kernels.ssd.arguments import Pass, SsdArguments
 from seqgraph_kernels.ssd.triton_states import carry, steps, walk
@@ -133,10 +134,14 @@ class Plan:
         self.size = sets * self.H * self.T
         self.slot = torch.empty(self.slots, dtype=torch.int32, device=self.cu.device)
         for i, one in enumerate(self.passes[:sets]):
-            steps[(self.slots * -(-self.H // self.BH),)](
-                one.dt, one.dt_bias, self.cu, self.steps[0, i], self.slot, self.size, one.dt.stride(0), self.T, self.H,
-                self.S, self.rounds, CHUNK=self.chunk, BH=self.BH, HAS_BIAS=one.dt_bias is not None,
-                SOFTPLUS=self.args.dt_softplus, EXACT=self.exact,
+            launch(
+                steps, (self.slots * -(-self.H // self.BH), 1, 1),
+                [one.dt, one.dt_bias, self.cu, self.steps[0, i], self.slot],
+                [self.size, one.dt.stride(0), self.T, self.H, self.S, self.rounds],
+                {
+                    "CHUNK": self.chunk, "BH": self.BH, "HAS_BIAS": one.dt_bias is not None,
+                    "SOFTPLUS": self.args.dt_softplus, "EXACT": self.exact,
+                },
             )  # fmt: skip
 
     def walk_states(self, last: Tensor | None) -> Walked:
@@ -171,21 +176,30 @@ class Plan:
         common["HAS_FIRST"] = first is not None
         strides = [n for t in (values[0], values[-1], keys[0], keys[-1]) for n in t.stride()[:2]]
 
-        def launch(totals: bool) -> None:
-            walk[(programs * -(-H // heads),)](
-                values[0], values[-1], keys[0], keys[-1], self.passes[0].A, self.passes[-1].A, self.steps, self.cu,
-                states, span, whole, first, last, *strides, self.size, self.T, H, self.S, self.rounds, rows, span_rows,
-                self.span, heads, self.share, BP=self.walk_tile, OWN=own, OWN_STEPS=self.own_steps,
-                SHIFT=adjoint and self.args.shift, HAS_LAST=last is not None and not totals, TOTALS=totals,
-                **self.launch["walk"], **common, **self.tile,
+        def launch_walk(totals: bool) -> None:
+            launch(
+                walk, (programs * -(-H // heads), 1, 1),
+                [
+                    values[0], values[-1], keys[0], keys[-1], self.passes[0].A, self.passes[-1].A, self.steps, self.cu,
+                    states, span, whole, first, last,
+                ],
+                [
+                    *strides, self.size, self.T, H, self.S, self.rounds, rows, span_rows, self.span, heads, self.share,
+                ],
+                {
+                    "BP": self.walk_tile, "OWN": own, "OWN_STEPS": self.own_steps,
+                    "SHIFT": adjoint and self.args.shift, "HAS_LAST": last is not None and not totals,
+                    "TOTALS": totals, **self.launch["walk"], **common, **self.tile,
+                },
             )  # fmt: skip
 
         if span_rows:
-            launch(True)
+            launch_walk(True)
             block = min(1024, triton.next_power_of_2(PN))
             programs_carry = -(-self.T // self.span) * self.directions * H * -(-PN // block)
-            carry[(programs_carry,)](
-                self.cu, span, whole, first, H, self.S, self.rounds, span_rows, self.span, PN=PN, BLOCK=block, **common
-            )
-        launch(False)
+            launch(
+                carry, (programs_carry, 1, 1), [self.cu, span, whole, first],
+                [H, self.S, self.rounds, span_rows, self.span], {"PN": PN, "BLOCK": block, **common},
+            )  # fmt: skip
+        launch_walk(False)
         return Walked(states, first is not None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqgraph_kernels.launch import launch
 from seqgraph_kernels.packing import unit_rows
 from seqgraph_kernels.step import triton_kernels
 
@@ -33,11 +34,14 @@ def scan_step(
     BD = _channels(E, BN)
     if out.numel():
         with torch.cuda.device_of(x):
-            triton_kernels.scan_rows[(rows, -(-E // BD))](
-                x, dt, _whole(A), B, C, _whole(D), _whole(dt_bias), z, old, target, out,
-                x.stride(0), dt.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0), E,
-                N=N, BN=BN, BD=BD, HAS_D=D is not None, HAS_BIAS=dt_bias is not None, HAS_Z=z is not None,
-                SOFTPLUS=dt_softplus, num_warps=4,
+            launch(
+                triton_kernels.scan_rows, (rows, -(-E // BD), 1),
+                [x, dt, _whole(A), B, C, _whole(D), _whole(dt_bias), z, old, target, out],
+                [x.stride(0), dt.stride(0), B.stride(0), C.stride(0), 0 if z is None else z.stride(0), E],
+                {
+                    "N": N, "BN": BN, "BD": BD, "HAS_D": D is not None, "HAS_BIAS": dt_bias is not None,
+                    "HAS_Z": z is not None, "SOFTPLUS": dt_softplus, "num_warps": 4,
+                },
             )  # fmt: skip
     return _finish(out, target, new)
 
@@ -49,9 +53,10 @@ def conv_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, act
     old, target, out = state.contiguous(), _target(new), x.new_empty(rows, E)
     if out.numel():
         with torch.cuda.device_of(x):
-            triton_kernels.conv_rows[(rows, -(-E // BD))](
-                x, _whole(weight), _whole(bias), old, target, out, x.stride(0), E,
-                W=W, BD=BD, HAS_BIAS=bias is not None, SILU=activation == "silu", num_warps=4,
+            launch(
+                triton_kernels.conv_rows, (rows, -(-E // BD), 1),
+                [x, _whole(weight), _whole(bias), old, target, out], [x.stride(0), E],
+                {"W": W, "BD": BD, "HAS_BIAS": bias is not None, "SILU": activation == "silu", "num_warps": 4},
             )  # fmt: skip
     return _finish(out, target, new)
 
@@ -78,12 +83,17 @@ def ssd_step(
     skip = (P, 1) if D is not None and D.dim() == 2 else (1, 0)
     if out.numel():
         with torch.cuda.device_of(x):
-            triton_kernels.ssd_rows[(rows * H, -(-P // BP))](
-                x, dt, _whole(A), B, C, _whole(D), _whole(dt_bias), z, old, target, out,
-                x.stride(0), x.stride(1), dt.stride(0), B.stride(0), B.stride(1), C.stride(0), C.stride(1),
-                *((0, 0) if z is None else z.stride()[:2]), H, P, *skip,
-                HEADS=H // B.shape[1], N=N, BN=BN, BP=BP, HAS_D=D is not None, HAS_BIAS=dt_bias is not None,
-                HAS_Z=z is not None, SOFTPLUS=dt_softplus, num_warps=4,
+            launch(
+                triton_kernels.ssd_rows, (rows * H, -(-P // BP), 1),
+                [x, dt, _whole(A), B, C, _whole(D), _whole(dt_bias), z, old, target, out],
+                [
+                    x.stride(0), x.stride(1), dt.stride(0), B.stride(0), B.stride(1), C.stride(0), C.stride(1),
+                    *((0, 0) if z is None else z.stride()[:2]), H, P, *skip,
+                ],
+                {
+                    "HEADS": H // B.shape[1], "N": N, "BN": BN, "BP": BP, "HAS_D": D is not None,
+                    "HAS_BIAS": dt_bias is not None, "HAS_Z": z is not None, "SOFTPLUS": dt_softplus, "num_warps": 4,
+                },
             )  # fmt: skip
     return _finish(out, target, new)
 
