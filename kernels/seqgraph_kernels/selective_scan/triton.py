@@ -24,7 +24,7 @@ STATES = 32
 STATES_BACKWARD = 16
 # Tokens that are worked on together.
 GROUP = 2
-# The backward's channels, one to a lane, and its programs: enough to fill a multiprocessor, few enough to keep scratch
+# The backward's channels, one to a lane, and its warps: enough to fill a multiprocessor, few enough to keep scratch
 # small.
 LANES = 32
 RESIDENT = 8
@@ -187,7 +187,8 @@ class _Call:
             "HAS_START": self.start is not None, "HAS_BIAS": self.bias[0] is not None,
             "HAS_D": self.D[0] is not None and first, "HAS_Z": self.z is not None, "SOFTPLUS": args.dt_softplus,
             "PRECISION": "tf32x3" if args.x.dtype == torch.float32 else "tf32",
-            "ADD": self.kind.passes == 2 or not first, "num_warps": 1, "num_stages": 1, "enable_fp_fusion": True,
+            "ADD": self.kind.passes == 2 or not first, "num_warps": LANES // 32, "num_stages": 1,
+            "enable_fp_fusion": True,
         }  # fmt: skip
 
     def forward(self, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -282,11 +283,12 @@ class _Call:
             return {name: gradient.zero_() for name, gradient in total.items()}
         blocks = -(-E // LANES)
         items = self.slots * blocks
-        programs = min(items, RESIDENT * kind.processors)
+        programs = min(items, RESIDENT * kind.processors * 32 // LANES)
         NB = min(STATES_BACKWARD, max(4, _power(N)))
         # Partial sums, added up below in an order that does not change; rounded as the sums themselves will be, but for
-        # fp16, whose range is too short.
-        gB, gC = (args.x.new_empty((passes, blocks, T, N), dtype=_rounded(t)) for t in (args.B, args.C))
+        # fp16, whose range is too short, and where B and C differ.
+        rounded = _rounded(args.B) if args.B.dtype == args.C.dtype else torch.float32
+        gB, gC = (args.x.new_empty((passes, blocks, T, N), dtype=rounded) for _ in "BC")
         rows, states = _aligned(passes * self.slots * E), _aligned(passes * self.slots * E * N)
         memory = self.empty(states + 2 * rows)
         parts: list[Pointer] = [(memory, 0), (memory, states), (memory, states + rows)]

@@ -15,29 +15,13 @@ from seqgraph_kernels.selective_scan.triton_common import (
     LN2,
     find_span,
     load_decay,
-    load_row,
     load_states,
     make_step,
     row_of_states,
     sigmoid,
     store_states,
 )
-
-
-@triton.jit
-def keep(scratch, i, h, J: tl.constexpr, LANES: tl.constexpr):
-    at = tl.arange(0, LANES)[:, None] * 4 + tl.arange(0, 4)[None, :]
-    for j in tl.static_range(J):
-        tl.store(scratch + (i * J + j) * (4 * LANES) + at, h[j].to(scratch.dtype.element_ty))
-
-
-@triton.jit
-def recall(scratch, i, J: tl.constexpr, LANES: tl.constexpr):
-    at = tl.arange(0, LANES)[:, None] * 4 + tl.arange(0, 4)[None, :]
-    h = ()
-    for j in tl.static_range(J):
-        h = h + (tl.load(scratch + (i * J + j) * (4 * LANES) + at),)
-    return h
+from seqgraph_kernels.selective_scan.triton_groups import keep, load_earlier, load_rows, load_tokens, put, recall
 
 
 @triton.jit
@@ -51,59 +35,18 @@ def side_by_side(h, J: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def state_of_column():
-    column = tl.arange(0, 16)
+def state_of_column(column):
     return column // 4 + 4 * (column // 2 % 2 + 2 * (column % 2))
 
 
 @triton.jit
-def over_channels(h, weights, J: tl.constexpr, LANES: tl.constexpr, PRECISION: tl.constexpr):
-    """sum over channels of h[d, n] weights[d, g], (states, 8), on the tensor cores: lanes would shuffle for longer."""
-    return tl.dot(tl.trans(side_by_side(h, J, LANES)), weights, input_precision=PRECISION)
-
-
-@triton.jit
-def load_tokens(ptr, stride, first, by, i, n, d, E, G: tl.constexpr, NEEDED: tl.constexpr):
-    """Channels ``d`` of tokens i to i + G of a walk: the last channel and token for those beyond, the first token for
-    those before, so that nothing need be masked."""
-    group = ()
-    for g in tl.static_range(G):
-        if NEEDED:
-            at = (first + by * tl.maximum(tl.minimum(i + g, n - 1), 0)) * stride + tl.minimum(d, E - 1)
-            group = group + (tl.load(ptr + at),)
-        else:
-            group = group + (0,)
-    return group
-
-
-@triton.jit
-def load_earlier(ptr, first, by, i, n, d, limit, E, G: tl.constexpr, NEEDED: tl.constexpr):
-    """The same of what an earlier walk left, 0 from ``limit`` on."""
-    group = ()
-    for g in tl.static_range(G):
-        if NEEDED:
-            at = (first + by * tl.maximum(tl.minimum(i + g, n - 1), 0)) * E + d
-            group = group + (tl.load(ptr + at, mask=d < limit, other=0.0),)
-        else:
-            group = group + (0,)
-    return group
-
-
-@triton.jit
-def load_rows(ptr, first, by, i, n, n0, NB: tl.constexpr, N: tl.constexpr, G: tl.constexpr):
-    """B or C of the same tokens, G times as many tiles as ``load_row`` gives."""
-    rows = ()
-    for g in tl.static_range(G):
-        rows = rows + load_row(ptr, (first + by * tl.maximum(tl.minimum(i + g, n - 1), 0)) * N, n0, NB, N)
-    return rows
-
-
-@triton.jit
-def put(ptr, offset, value, earlier, mask, ADD: tl.constexpr):
-    """Store a gradient, plus the one that an earlier walk left there."""
-    if ADD:
-        value += earlier.to(tl.float32)
-    tl.store(ptr + offset, value.to(ptr.dtype.element_ty), mask=mask)
+def over_channels(g, h, weights, J: tl.constexpr, LANES: tl.constexpr, PRECISION: tl.constexpr):
+    """sum over channels of g[d, n] weights[d, c] and of h[d, n] weights[d, c], (32, 8), the two in turn, on the tensor
+    cores: lanes would shuffle for longer."""
+    both = tl.reshape(tl.join(side_by_side(g, J, LANES), side_by_side(h, J, LANES)), [LANES, 32, 1])
+    # A sum of one: Triton takes what was joined for narrower than it is, and would choose a layout for the product that
+    # costs as many moves as a token's decays.
+    return tl.dot(tl.trans(tl.sum(both, axis=2)), weights, input_precision=PRECISION)
 
 
 @triton.jit
@@ -119,7 +62,6 @@ def with_scan(
     dt_soon = load_tokens(dt_ptr, E, first, by, G, n, d, E, G, True)
     b = load_rows(B_ptr, first, by, 0, n, n0, NB, N, G)
     for i in range(groups - 1):
-        b_soon = load_rows(B_ptr, first, by, (i + 1) * G, n, n0, NB, N, G)
         x_later = load_tokens(x_ptr, E, first, by, (i + 2) * G, n, d, E, G, True)
         dt_later = load_tokens(dt_ptr, E, first, by, (i + 2) * G, n, d, E, G, True)
         keep(scratch, i, h, J, LANES)
@@ -130,7 +72,8 @@ def with_scan(
             for j in tl.static_range(J):
                 after = after + (tl.exp2(step * A[j]) * h[j] + u * b[g * J + j],)
             h = after
-        b = b_soon
+        # Not earlier: these would have to be moved when the last ones' registers are free.
+        b = load_rows(B_ptr, first, by, (i + 1) * G, n, n0, NB, N, G)
         x = x_soon
         dt = dt_soon
         x_soon = x_later
@@ -181,7 +124,9 @@ def gradient_walk(
         sum_A = sum_A + (tl.zeros([LANES, 4], tl.float32),)
     sum_D = tl.zeros([LANES, 1], tl.float32)
     sum_bias = tl.zeros([LANES, 1], tl.float32)
-    state = state_of_column()[:, None]
+    # Of the tensor cores' sums: rows are states, of B's gradient and of C's in turn, columns tokens for B, then for C.
+    row = tl.arange(0, 32)[:, None]
+    state = state_of_column(row // 2)
     column = tl.arange(0, 8)[None, :]
     first_chunk = (start - bos) // CHUNK
     chunks = (stop - start + CHUNK - 1) // CHUNK
@@ -221,7 +166,7 @@ def gradient_walk(
             states = ()
             decays = ()
             steps = ()
-            inputs = tl.zeros([LANES, 8], tl.float32)
+            weights = tl.zeros([LANES, 8], tl.float32)
             for g in tl.static_range(G):
                 step = make_step(dt[g].to(tl.float32), bias, SOFTPLUS)
                 # Tokens and channels beyond the last do nothing.
@@ -229,7 +174,7 @@ def gradient_walk(
                 step = tl.where(mask, step, 0.0)
                 u = step * x[g].to(tl.float32)
                 steps = steps + (step,)
-                inputs += tl.where(column == g, u, 0.0)
+                weights += tl.where(column == g, u, 0.0)
                 after = ()
                 for j in tl.static_range(J):
                     a = tl.exp2(step * A[j])
@@ -237,7 +182,6 @@ def gradient_walk(
                     decays = decays + (a,)
                     after = after + (a * h[j] + u * b[g * J + j],)
                 h = after
-            outs = tl.zeros([LANES, 8], tl.float32)
             dys = ()
             gates = ()
             for g in tl.static_range(G):
@@ -248,10 +192,9 @@ def gradient_walk(
                     gates = gates + (dy * gate * (1.0 + zg * (1.0 - gate)),)
                     dy *= zg * gate
                 dys = dys + (dy,)
-                outs += tl.where(column == g, dy, 0.0)
+                weights += tl.where(column == G + g, dy, 0.0)
             # Against the scan.
-            sum_B = tl.zeros([16, 8], tl.float32)
-            sum_C = tl.zeros([16, 8], tl.float32)
+            sums_BC = tl.zeros([32, 8], tl.float32)
             b_here = b[(G - 1) * J : G * J]
             for g in tl.static_range(G - 1, -1, -1):
                 mask = d < tl.where(n > at + g, E, 0)
@@ -281,8 +224,7 @@ def gradient_walk(
                 else:
                     b = load_rows(B_ptr, first, by, at - G, n, n0, NB, N, G)
                     recalled = recall(scratch, tl.maximum(group - 1, 0), J, LANES)
-                sum_B = tl.where(column == g, over_channels(reach, inputs, J, LANES, PRECISION), sum_B)
-                sum_C = tl.where(column == g, over_channels(h, outs, J, LANES, PRECISION), sum_C)
+                sums_BC = tl.where(column % G == g, over_channels(reach, h, weights, J, LANES, PRECISION), sums_BC)
                 to_b = tl.sum(along_b, axis=1, keep_dims=True)
                 dstep = xg * to_b + tl.sum(along_a, axis=1, keep_dims=True) * LN2
                 if SOFTPLUS:
@@ -297,11 +239,9 @@ def gradient_walk(
                     y = tl.sum(along_c, axis=1, keep_dims=True) + skip * xg
                     put(gz_ptr, here, gates[g] * y, earlier_z[g], mask, ADD)
                 h = states[g * J : g * J + J]
-            # Columns are the group's tokens.
-            there = (column < tl.minimum(G, n - at)) & (state < NB) & (n0 + state < N)
-            token = (first + by * (at + column)) * N + n0 + state
-            tl.store(gB_ptr + token, sum_B.to(gB_ptr.dtype.element_ty), mask=there)
-            tl.store(gC_ptr + token, sum_C.to(gC_ptr.dtype.element_ty), mask=there)
+            there = (column // G == row % 2) & (column % G < n - at) & (state < NB) & (n0 + state < N)
+            token = (first + by * (at + column % G)) * N + n0 + state
+            tl.store(tl.where(row % 2 == 0, gB_ptr, gC_ptr) + token, sums_BC.to(gB_ptr.dtype.element_ty), mask=there)
             x = x_next
             dt = dt_next
             grad = grad_next

@@ -173,12 +173,14 @@ def store_states(ptr, offset, h, mask, n0, NB: tl.constexpr, N: tl.constexpr):
 def load_row(ptr, offset, n0, NB: tl.constexpr, N: tl.constexpr):
     """A token's B or C, a tuple of (1, 4) tiles."""
     q = tl.arange(0, 4)[None, :]
+    # One address for all tiles: what is left is constant, and part of the load.
+    ptr += offset + n0
     b = ()
     for j in tl.static_range((NB + 3) // 4):
         if N % NB == 0:
-            b = b + (tl.load(ptr + offset + (n0 + 4 * j + q), eviction_policy="evict_last"),)
+            b = b + (tl.load(ptr + (4 * j + q), eviction_policy="evict_last"),)
         else:
-            b = b + (tl.load(ptr + offset + (n0 + 4 * j + q), mask=n0 + 4 * j + q < N, other=0.0),)
+            b = b + (tl.load(ptr + (4 * j + q), mask=n0 + 4 * j + q < N, other=0.0),)
     return b
 
 
