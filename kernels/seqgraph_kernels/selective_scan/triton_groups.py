@@ -1,8 +1,5 @@
 """Groups of tokens of the selective scan's backward walks: loaded, stored, and their states kept and recalled."""
 
-# Tuples grow in loops that Triton unrolls.
-# mypy: disable-error-code="assignment"
-
 from __future__ import annotations
 
 import triton
