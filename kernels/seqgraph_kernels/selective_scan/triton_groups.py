@@ -1,4 +1,7 @@
-"""Groups of tokens of the selective scan's backward walks: loaded, stored, and their states kept and recalled."""
+"""Groups of tokens of the selective scan's backward walks: loaded, stored, and their states kept and recalled.
+
+A state is a tuple of tiles, four states in each, and a group a tuple of rows: they grow in loops that Triton unrolls.
+"""
 
 from __future__ import annotations
 
