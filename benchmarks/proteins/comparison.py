@@ -71,8 +71,8 @@ def in_brief(finals: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[s
 
 
 # ---------------------------------------------------------------------- pre-training
-def pretraining(tune: dict[str, Any], finals: list[dict[str, Any]]) -> list[str]:
-    """What was trained and how, the losses by length, and the search."""
+def pretraining(tunes: list[dict[str, Any]], finals: list[dict[str, Any]]) -> list[str]:
+    """What was trained and how, the losses by length, and the searches."""
     every = [r for final in finals for r in final["results"]]
     order = sizes_of(r["preset"] for r in every)
     results = sorted(every, key=lambda r: (order.index(size_of(r["preset"])), family(r["preset"]) != OURS))
@@ -113,24 +113,30 @@ def pretraining(tune: dict[str, Any], finals: list[dict[str, Any]]) -> list[str]
         lines += ["", f"{size.upper()}: lower for LC-PLM in {len(wins)} of {len(both)} columns from test on: {told}."]
     if any(r["long"] for r in results):
         lines += ["", NONE_LONG]
-    searched = tune["results"]
-    spent = f"{_span([r['steps'] for r in searched])} steps and {_span([r['tokens'] for r in searched])} tokens"
-    lines += [
+    for number, tune in enumerate(tunes, 1):
+        lines += ["", *_search(tune["results"], f"Search {number}" if len(tunes) > 1 else "Search")]
+    return lines
+
+
+def _search(results: list[dict[str, Any]], name: str) -> list[str]:
+    """The validation loss of each model at each rate, and what that took."""
+    spent = f"{_span([r['steps'] for r in results])} steps and {_span([r['tokens'] for r in results])} tokens"
+    rates = sorted({r["lr"] for r in results})
+    lines = [
+        f"{name}, at {SEARCHED.upper()}: validation loss after {spent}, by learning rate; the lowest of each model is "
+        "bold.",
         "",
-        f"Search, at {SEARCHED.upper()}: validation loss after {spent}, by learning rate; the lowest of each model is "
-        "bold. Another size takes that rate times the square root of the ratio of widths.",
-        "",
+        "| model | " + " | ".join(f"{rate:g}" for rate in rates) + " |",
+        "|---" * (len(rates) + 1) + "|",
     ]
-    rates = sorted({r["lr"] for r in tune["results"]})
-    lines += ["| model | " + " | ".join(f"{rate:g}" for rate in rates) + " |", "|---" * (len(rates) + 1) + "|"]
-    for preset in dict.fromkeys(r["preset"] for r in tune["results"]):
-        found = {r["lr"]: r for r in tune["results"] if r["preset"] == preset}
+    for preset in dict.fromkeys(r["preset"] for r in results):
+        found = {r["lr"]: r for r in results if r["preset"] == preset}
         cells = []
         for rate in rates:
             r = found.get(rate, {"valid": {}, "complete": True, "lr": None})
             loss = r["valid"].get("loss")
             text = "" if loss is None else f"{loss:.4f}" + ("" if r["complete"] else f" (stopped at {r['steps']})")
-            cells.append(f"**{text}**" if rate == chosen(searched, preset) else text)
+            cells.append(f"**{text}**" if rate == chosen(results, preset) else text)
         lines.append("| " + " | ".join([preset, *cells]) + " |")
     return lines
 

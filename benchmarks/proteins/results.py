@@ -1,10 +1,11 @@
 """The page of results and the shipped weights, from what the runs on a GPU gave back.
 
-    python benchmarks/proteins/results.py page --from OUT [OUT ...] [--baselines rows.json ...] [--embed embed.txt ...]
-                                               [--speed speed.json ... --speed-device GPU ...]
+    python benchmarks/proteins/results.py page --from OUT [OUT ...] [--baselines rows.json ...] [--search tune.json ...]
+                                               [--embed embed.txt ...] [--speed speed.json ... --speed-device GPU ...]
     python benchmarks/proteins/results.py ship --from OUT [--baselines rows.json ...]
 
-OUT has tune.json, final.json, rows.json and lc-plm-8m.tar; of several, each of other sizes, the first has the search.
+OUT has tune.json, final.json, rows.json and lc-plm-8m.tar; of several, each of other sizes, the first has the search
+of its size, and ``--search`` takes others.
 ``page`` writes every row: means over seeds, beside them random weights and features that need no model, which may be of
 earlier tables (``--baselines``). ``notes.md`` beside this file is written by hand: what the tables say stands before
 them, how they were made beside the commands. ``ship`` puts the weights with a card where ``seqgraph embed lc-plm-8m``
@@ -47,14 +48,14 @@ split, penalties of probes by validation rows or leave-one-out.
 
 def page(options: argparse.Namespace) -> str:
     """The whole page."""
-    tune = _json(options.source[0] / "tune.json")
+    tunes = [_json(file) for file in (options.source[0] / "tune.json", *options.search)]
     finals, measured = ([_json(one / name) for one in options.source] for name in ("final.json", "rows.json"))
     rows = merged([said["rows"] for said in [*measured, *map(_json, options.baselines)]])
     said = INTRODUCTION.format(proteins=proteins_of(finals))
     lines = ["# Proteins: LC-PLM beside ESM-2", "", *textwrap.wrap(said, 120), "", *in_brief(finals, rows), ""]
     said, _, ran = NOTES.read_text().partition(RAN) if NOTES.is_file() else ("", "", "")
     lines += [said.strip(), ""]
-    lines += pretraining(tune, finals) + [""] + downstream(rows)
+    lines += pretraining(tunes, finals) + [""] + downstream(rows)
     if options.speed:
         lines += ["", "## Speed and memory", "", SPEEDS]
     for told, device in zip(options.speed, options.speed_device, strict=True):
@@ -65,7 +66,7 @@ def page(options: argparse.Namespace) -> str:
         lines += ["", "```", told.read_text().partition("\n## ")[0].strip(), "```"]
     lines += ["", RAN, "", ran.strip(), "", "```", "python benchmarks/proteins/pretrain_gpu.py pack "
               "--data swissprot2014/swissprot_2014_01.tsv.xz --out proteins.tsv.xz"]  # fmt: skip
-    lines += [command_of(one) for one in (tune, *finals)]
+    lines += [command_of(one) for one in (*tunes, *finals)]
     lines.append("python benchmarks/proteins/downstream.py pack --data /path/to/protein --out TASKS")
     lines += [*map(command_of, [*measured, *map(_json, options.baselines)]), *options.also]
     return "\n".join([*lines, "```"]) + "\n"
@@ -179,6 +180,7 @@ def main() -> None:
         metavar="ROWS",
         help="rows.json of random weights and simple features that were measured before",
     )
+    parser.add_argument("--search", nargs="+", type=Path, default=[], help="tune.json of further searches")
     parser.add_argument("--speed", nargs="+", type=Path, default=[], help="speed.json of downstream_speed.py")
     parser.add_argument("--speed-device", nargs="+", default=[], help="what each of them was measured on")
     parser.add_argument("--embed", nargs="+", type=Path, default=[], help="what benchmarks/proteins/embed.py printed")
