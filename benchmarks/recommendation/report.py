@@ -297,7 +297,7 @@ other harnesses.
 python benchmarks/recommendation/train_gpu.py --list faithful tune --data DATA --out TUNING --limit 368 --jobs 10 --mps
 python benchmarks/recommendation/train_gpu.py --list chosen --data DATA --out FINALS --limit 366 --jobs 11 --mps
 python benchmarks/recommendation/train_gpu.py --run "NAME=WORDS" ... --data DATA --out SECOND --limit 540 --jobs 7 --mps
-python benchmarks/recommendation/train_gpu.py --list third --data DATA --out THIRD --limit 330 --jobs 7 --mps
+python benchmarks/recommendation/train_gpu.py --run "NAME=WORDS" ... --data DATA --out THIRD --limit 330 --mps
 python benchmarks/recommendation/epoch_gpu.py --data DATA --seconds 16 --steps 6 --epochs 6 --out rec-epoch.json
 python benchmarks/recommendation/serving.py --part step topk memory --device cuda --seconds 0.15
 python benchmarks/recommendation/report.py TUNING FINALS THIRD SECOND --drop 'ml-1m/mamba4rec/faithful/' ...
@@ -305,7 +305,7 @@ python benchmarks/recommendation/report.py TUNING FINALS THIRD SECOND --drop 'ml
 DATA holds ml-1m.txt.gz and the Amazon files of S3-Rec, gzipped. `--list finals` picks the winners from the folder of
 the trials by itself; `chosen` spells them out. Every run's name, words and figures: [as JSON](RUNS). `--drop` leaves
 out three earlier runs as released, stopped after 5 epochs; it spares the last folder, so SECOND stands
-there. `--list third` gives the MovieLens runs 265 s; these had `third(330)` of `train_lists.py`.
+there. THIRD had the words of `third(330)` in `train_lists.py` (`--list third` gives more seconds), as many as began.
 The presets `ml-1m`, `ml-1m-sasrec`, `beauty`, `beauty-sasrec`, `sports`, `toys` and `video-games` have these settings,
 with about the epochs that were done in place of the clock: `seqgraph train ml-1m --data-root DATA seed=0,1,2`.
 """
