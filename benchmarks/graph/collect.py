@@ -30,6 +30,9 @@ NUMBERS: dict[str, tuple[str, str, str, str]] = {
         ".7096 ± .0078 (NeuralWalker), .7357 ± .0036 (ESA)",
     ),
     "gcn": ("Peptides-func", "AP ↑", "GCN+", ".7261 ± .0067"),
+    "zinc-gin": (
+        "ZINC-12k", "MAE ↓", "GIN+ with a BiMamba beside every third convolution", ".065 (GIN+), .059 (GRIT)",
+    ),
     "zinc": ("ZINC-12k", "MAE ↓", "Graph-Mamba", ".070 (GPS), .059 (GRIT)"),
     "minesweeper": (
         "minesweeper", "ROC-AUC ↑", "Graph-Mamba, both directions, 12 × 48", ".9101 ± .0023 (GMN), .9533 (MP-SSM)",

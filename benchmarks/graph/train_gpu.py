@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with peptides-func/, zinc12k/, heterophilous/")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--from", dest="source", type=Path, help="--out of an earlier call, to go on from")
-    parser.add_argument("--work", type=Path, default=Path("/tmp/runs"))
+    parser.add_argument("--work", type=Path, default=Path("runs/graphs"))
     parser.add_argument("--limit", type=float, default=LIMIT, help="seconds of the whole call, packing included")
     parser.add_argument("--jobs", type=int, default=12)
     parser.add_argument("--scale", type=float, default=1.0, help="times the epochs of every run that begins here")

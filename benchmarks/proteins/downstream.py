@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--final", type=Path, help="folder of trained models")
     parser.add_argument("--untrained", nargs="+", metavar="PRESET", help="random weights of these and features alone")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="what is measured")
-    parser.add_argument("--work", type=Path, default=Path("work"), help="folder of rows and embeddings")
+    parser.add_argument("--work", type=Path, default=Path("runs/proteins"), help="folder of rows and embeddings")
     parser.add_argument("--seeds", type=int, default=2, help="trained models of each preset, the best first")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--gpus", nargs="*", default=[], help="numbers of the GPUs, taken in turn")

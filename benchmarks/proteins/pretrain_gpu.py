@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("stage", choices=["pack", "tune", "final", "one"])
     parser.add_argument("--data", type=Path, help="the packed table; for pack: swissprot_2014_01.tsv.xz")
     parser.add_argument("--out", type=Path, help="folder of the results; for pack: the table to write")
-    parser.add_argument("--work", type=Path, default=Path("work"), help="folder of tables and runs")
+    parser.add_argument("--work", type=Path, default=Path("runs/proteins"), help="folder of tables and runs")
     parser.add_argument("--clusters", type=int, default=60_000, help="pack: of the 126,357 training clusters")
     parser.add_argument("--longest", type=int, default=1022, help="pack: training proteins are cut to it")
     parser.add_argument("--trainings", nargs="+", metavar="SIZE=SEED,...", help="of both models; 8m=0 to tune, 8m=0,1")

@@ -94,7 +94,8 @@ class NextItemModel(Recommender, nn.Module):
         return self(stream).pool("last")
 
     def scores(self, users: Tensor) -> Tensor:
-        """Scores of every item, (S, V), for read-outs (S, D); without the term of what the users have had."""
+        """Scores of every item, (S, V), for read-outs (S, D); without the term of what the
+        users have had (``model.seen.add_(scores, histories)`` adds it)."""
         return users @ self.item_embedding.weight.T
 
 

@@ -148,8 +148,8 @@ class Streaming:
                 (``model.seen``) needs it: a state of constant size does not say which items those were.
 
         Raises:
-            DataError: for a row without an event, an item in ``seen`` or ``history`` that is unknown, or a model that
-                asks for histories and gets none.
+            DataError: for a row without an event, ``seen`` or ``history`` of another number of rows or with an item
+                that is unknown, or a model that asks for histories and gets none.
         """
         users = state[READ_OUT].to(self.item_vectors().dtype)
         nobody = (users == 0).all(1)
@@ -160,12 +160,11 @@ class Streaming:
                 "this model has a weight for what a user has had (model.seen)", "pass history=, every row's items"
             )
         catalogue = self.catalogue()
-        out, had = (
-            TokenStream.from_ragged(catalogue.rows(items, "error", empty=True)).to(users.device)
-            if items is not None and len(users)
-            else None
-            for items in (seen, history)
-        )
+        rows = [None if items is None else catalogue.rows(items, "error", empty=True) for items in (seen, history)]
+        for name, given in zip(("seen", "history"), rows, strict=True):
+            if given is not None and len(given) != len(users):
+                raise DataError(f"{name} has {len(given)} rows, the state has {len(users)}", "give one for each row")
+        out, had = (TokenStream.from_ragged(given).to(users.device) if given else None for given in rows)
         return catalogue.describe(*self.index().search(users, k, seen=out, had=had))
 
 

@@ -33,7 +33,7 @@ class ItemIndex:
 
     Raises:
         ModuleNotFoundError: for "faiss" where it is not installed.
-        ValueError: for "faiss" and items on another device.
+        ValueError: for "faiss" and items on another device, or a term.
     """
 
     def __init__(
@@ -47,11 +47,13 @@ class ItemIndex:
     ) -> None:
         self.items, self.budget, self.term = items.detach(), budget, term
         if backend == "auto":
-            there = items.device.type == "cpu" and len(items) >= faiss_from and importlib.util.find_spec("faiss")
-            backend = "auto" if there else "torch"
+            large = term is None and items.device.type == "cpu" and len(items) >= faiss_from
+            backend = "auto" if large and importlib.util.find_spec("faiss") else "torch"
         self.backend = backend
         self._flat: Any = None
         if backend != "torch":
+            if term is not None:
+                raise ValueError("FAISS knows no term for what a user has had, use torch")
             if items.device.type != "cpu":
                 raise ValueError(f"FAISS searches on the CPU, the items are on {items.device}")
             import faiss
@@ -70,16 +72,21 @@ class ItemIndex:
             users: (S, D).
             k: length of the lists, cut to V.
             seen: per user (segment) the rows of the items to leave out.
-            had: per user the rows of the items of the history, oldest first, where the index has a term for them.
+            had: per user the rows of the items of the history, oldest first; an index with a term needs it.
 
         Returns:
             Scores (S, k) fp32, minus infinity where too few items are left, and rows of items (S, k) int64.
+
+        Raises:
+            ValueError: for an index with a term and no ``had``.
         """
+        if self.term is not None and had is None and len(users):
+            raise ValueError("this index has a term for what users have had, pass had=")
         k = min(k, len(self.items))
         had = had if self.term is not None else None
         most = int(seen.lengths.max()) if seen is not None and len(users) else 0
         few = self.backend == "faiss" or len(users) <= _FAISS_USERS
-        if self._flat is not None and few and had is None and k + most <= _FAISS_MOST:
+        if self._flat is not None and few and k + most <= _FAISS_MOST:
             return self._by_faiss(users, k, min(k + most, len(self.items)), seen)
         rows = max(1, min(_ROWS, self.budget // 4), self.budget // (4 * max(1, len(self.items))))
         scores = [users.new_empty((0, k), dtype=torch.float32)]

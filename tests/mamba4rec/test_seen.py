@@ -254,6 +254,23 @@ def test_a_state_alone_does_not_say_what_was_had():
         made.recommend_from(made.user_states([["i1"]]))
 
 
+@pytest.mark.parametrize("name", ["history", "seen"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_list_is_refused_that_has_other_rows_than_the_state(name, count):
+    made = model("s6", "bias")
+    state = made.user_states([["i1"], ["i2"]])
+    with pytest.raises(DataError, match=f"{name} has {count} rows, the state has 2"):
+        made.recommend_from(state, **{"history": [["i1"], ["i2"]], name: [["i1"]] * count})
+
+
+def test_an_index_with_a_term_asks_for_histories_and_refuses_faiss():
+    made = model("s6", "bias")
+    with pytest.raises(ValueError, match="pass had="):
+        made.index().search(torch.zeros(1, made.item_vectors().shape[1]), 1)
+    with pytest.raises(ValueError, match="FAISS knows no term"):
+        ItemIndex(torch.zeros(4, 2), backend="faiss", term=made.seen)
+
+
 def test_states_of_other_weights_of_the_term_are_refused():
     first, second = model("s6", "bias"), model("s6", "bias")
     assert fingerprint(first) == fingerprint(second)

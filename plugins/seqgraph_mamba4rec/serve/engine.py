@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from seqgraph.errors import CheckpointError
+from seqgraph.stream import TokenStream
 from seqgraph_mamba4rec.lists import Recommendation, batches
 from seqgraph_mamba4rec.serve.log import LogError
 from seqgraph_mamba4rec.serve.schema import ServiceError
@@ -62,7 +63,8 @@ class Engine:
         self._index: ItemIndex = self._model.index()
         with torch.no_grad():  # compiled code is loaded before anyone waits for it
             first = torch.zeros(1, dtype=torch.int64, device=self._index.items.device)
-            self._index.search(self._model.step(self._model.initial_state(1), first)["out"], 1)
+            had = TokenStream.from_ragged([first])
+            self._index.search(self._model.step(self._model.initial_state(1), first)["out"], 1, had=had)
         self._waiting: deque[_Event | _Ask] = deque()
         self._wake = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "seqgraph-model")
