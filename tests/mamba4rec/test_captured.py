@@ -65,6 +65,17 @@ def test_lengths_that_the_host_does_not_know_have_no_size():
     assert size_of(TokenStream(stream.values, stream.cu_seqlens, stream.source)) is None
 
 
+def has_the_step_of(one, given, ours, *, atol, rtol):
+    """That a filled-up batch's loss and gradients are those of the plain step."""
+    loss, grads = ours
+    one.zero_grad()
+    wanted = one.training_step(given)["loss"]
+    wanted.backward()
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
+    for got, theirs in zip(grads, of(one), strict=True):
+        torch.testing.assert_close(got, theirs, atol=atol, rtol=rtol)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_filled_in_changes_neither_loss_nor_gradients(name):
     one = task(name)
@@ -73,13 +84,7 @@ def test_what_is_filled_in_changes_neither_loss_nor_gradients(name):
     room = Filled.empty(size_of(first.stream), torch.device("cpu"))
     for given in (first, second):  # the second finds the first's items behind its own
         room.fill(given.stream, given.target)
-        loss, grads = captured.run(room)
-        one.zero_grad()
-        wanted = one.training_step(given)["loss"]
-        wanted.backward()
-        assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
-        for ours, theirs in zip(grads, of(one), strict=True):
-            torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=1e-4)
+        has_the_step_of(one, given, captured.run(room), atol=2e-6, rtol=1e-4)
 
 
 def ends(given):
@@ -98,13 +103,7 @@ def test_prefixes_are_filled_up_to_sizes_of_their_own(name):
     room = Filled.empty(size, torch.device("cpu"))
     for given in (first, second):
         room.fill(given.stream, given.target, given.at)
-        loss, grads = captured.run(room)
-        one.zero_grad()
-        wanted = one.training_step(given)["loss"]
-        wanted.backward()
-        assert loss.item() == pytest.approx(wanted.item(), rel=1e-5)
-        for ours, theirs in zip(grads, of(one), strict=True):
-            torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=1e-3)
+        has_the_step_of(one, given, captured.run(room), atol=5e-6, rtol=1e-3)
 
 
 @dataclass
