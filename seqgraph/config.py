@@ -79,6 +79,8 @@ class TrainConfig(BaseModel):
         replay: epochs for which the same examples stay together in batches, in an order of its own each, 0 for one.
             All batches stay in memory, and on a GPU the step of each is recorded the first time as a CUDA graph and
             replayed in the other epochs, which spares the host the launching of kernels. Random numbers are drawn anew.
+        ema: evaluate, test and keep as ``best`` an exponential moving average of the weights, which keeps this share of
+            itself in each step (in step n, from 0, at most (1 + n) / (10 + n)), 0.999 say; null for the weights.
         deterministic: ask torch for deterministic algorithms (slower on a GPU).
     """
 
@@ -108,6 +110,7 @@ class TrainConfig(BaseModel):
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     workers: NonNegativeInt = 0
     replay: NonNegativeInt = 0
+    ema: float | None = Field(default=None, gt=0, lt=1)
     deterministic: bool = False
 
     @field_validator("precision", mode="before")

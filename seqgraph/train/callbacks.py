@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from seqgraph.errors import ConfigError, UserError
+from seqgraph.train.average import Average
 from seqgraph.train.batching import TokenBatches
 from seqgraph.train.console import Console
 from seqgraph.train.evaluation import evaluate_task
@@ -62,6 +64,7 @@ class Conductor(Callback):
         self.progress, self.config, self.task = module.progress, module.settings, module.task
         self.sampler: TokenBatches = module.loader.sampler  # type: ignore[assignment]
         self.state = state
+        self.average: Average | None = None
         self.stop_at = None if stop_after is None else self.progress.step + stop_after
         self.asked = False
         self._seen: dict[str, list[tuple[int, Tensor]]] = {}
@@ -94,9 +97,13 @@ class Conductor(Callback):
 
     # ------------------------------------------------------------------ Lightning's hooks
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Give the optimiser its state back."""
+        """Begin the average of the weights; give it and the optimiser their states back."""
+        if self.config.ema is not None:
+            self.average = Average(self.task, self.config.ema)
         if not self.state:
             return
+        if self.average is not None:
+            self.average.load(self.state["average"])
         optimizer = trainer.optimizers[0]
         if not self.module.sharded:
             optimizer.load_state_dict(self.state["optimizer"])
@@ -144,6 +151,8 @@ class Conductor(Callback):
             return
         self._watch("norm of the gradient", self.module.norm)
         self.module.stepped = False
+        if self.average is not None:
+            self.average.update(self.progress.step)
         self.progress.step += 1
         self.console.batch(self.sampler.position, loss_sum)
         if len(self.sampler) == 0:  # the end of the epoch saves and stops
@@ -175,9 +184,10 @@ class Conductor(Callback):
         last = cut or self.finished
         due = last or progress.epoch % config.eval_every == 0
         if self.valid is not None and due:
-            self.latest = evaluate_task(self.task, self.valid, device=pl_module.device, precision=config.precision)
-            if self.module.sharded:  # without a backward pass the outermost weights would stay whole
-                self.task.reshard()  # type: ignore[operator]
+            with nullcontext() if self.average is None else self.average.used():
+                self.latest = evaluate_task(self.task, self.valid, device=pl_module.device, precision=config.precision)
+                if self.module.sharded:  # without a backward pass the outermost weights would stay whole
+                    self.task.reshard()  # type: ignore[operator]
             row.update({f"valid_{name}": value for name, value in self.latest.items()})
             better = self._judge(self.latest)
         row["seconds"] = round(time.monotonic() - self._clock, 3)
@@ -185,7 +195,8 @@ class Conductor(Callback):
         self.folder.log(row)
         self.console.end_epoch(row, config.epochs, better and self.valid is not None)
         if better:
-            self.folder.save("best", state, results=self._results(), set_aside=cut)
+            chosen = state if self.average is None else {**state, **self.average.state()}
+            self.folder.save("best", chosen, results=self._results(), set_aside=cut)
         if not cut:
             self.sampler.seek(progress.epoch)
             progress.begin_epoch()
@@ -302,6 +313,7 @@ class Conductor(Callback):
             "rng": [one["rng"] for one in every],
             "sampler": self.sampler.state_dict(),
             "optimizer": optimizer,
+            **({} if self.average is None else {"average": self.average.state()}),
         }
         results = {"epoch": self.progress.epoch, **self._results()}
         self.folder.save("last", state, results=results, trainer=trainer_state)
