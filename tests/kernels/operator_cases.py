@@ -108,9 +108,14 @@ def detached(tensors, dtype=None, wide=WIDE):
 
 
 def exact(op, tensors, keywords):
-    """Results of the reference in fp64, in the dtypes that were given."""
-    leaves = {k: v.detach().double().requires_grad_() for k, v in tensors.items()}
-    return results(op, leaves, keywords | {"backend": "reference"})
+    """Results of the reference in fp64, on the device that the tensors are on.
+
+    Computed on the CPU: its loop over tokens is of many small steps, each of which a GPU would have to be asked for.
+    """
+    leaves = {k: v.detach().cpu().double().requires_grad_() for k, v in tensors.items()}
+    keywords = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in keywords.items()}
+    device = next(iter(tensors.values())).device
+    return {k: v.to(device) for k, v in results(op, leaves, keywords | {"backend": "reference"}).items()}
 
 
 class Recorder(TorchDispatchMode):
