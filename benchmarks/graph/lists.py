@@ -18,7 +18,7 @@ _RWSE = "model.pe=rwse model.pe_size=32 model.pe_width=28 model.pe_norm=true"
 # Recording an epoch costs as much as five to ten replays of it: batches stay together for some tens of epochs.
 _PEPTIDES = {
     "gcn": "peptides-func-gcn train.eval_tokens=38656 train.eval_every=4 train.replay=25",
-    "hybrid": "peptides-func-gcn-mamba train.eval_every=3 train.replay=30",
+    "gcn-mamba": "peptides-func-gcn-mamba train.eval_every=4 train.replay=25",
     "plus": "peptides-func-plus train.eval_every=3 train.replay=30",
 }
 _ORDERS = ("degree", "random", "bfs", "personalized-pagerank", "rwse")

@@ -112,7 +112,7 @@ def seqgraph_presets() -> Iterable[Preset]:
         ("peptides-func-gmn-nodes", "Its form with node tokens, m = 0."),
         ("peptides-func-walk", "Walk tokens on Peptides-func, with NeuralWalker's hyper-parameters."),
         ("peptides-func-gcn", "GCN+ on Peptides-func, the message passing to beat."),
-        ("peptides-func-gcn-mamba", "GCN+ on Peptides-func with a BiMamba over the nodes beside each convolution."),
+        ("peptides-func-gcn-mamba", "GCN+ on Peptides-func with a BiMamba over the nodes beside its last convolution."),
         ("peptides-func-gin", "GIN+ on Peptides-func."),
         ("peptides-func-gated-gcn", "GatedGCN+ on Peptides-func."),
         ("peptides-func-gps", "GPS on Peptides-func, tuned."),
