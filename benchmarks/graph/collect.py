@@ -31,7 +31,8 @@ NUMBERS: dict[str, tuple[str, str, str, str]] = {
     ),
     "gcn": ("Peptides-func", "AP ↑", "GCN+", ".7261 ± .0067"),
     "zinc-gin": (
-        "ZINC-12k", "MAE ↓", "GIN+ with a BiMamba beside every third convolution, weights averaged", ".065 (GIN+), .059 (GRIT)",
+        "ZINC-12k", "MAE ↓", "GIN+ with a BiMamba beside every third convolution, weights averaged",
+        ".065 (GIN+), .059 (GRIT)",
     ),
     "zinc": ("ZINC-12k", "MAE ↓", "Graph-Mamba", ".070 (GPS), .059 (GRIT)"),
     "minesweeper": (
