@@ -79,6 +79,9 @@ class TrainConfig(BaseModel):
         replay: epochs for which the same examples stay together in batches, in an order of its own each, 0 for one.
             All batches stay in memory, and on a GPU the step of each is recorded the first time as a CUDA graph and
             replayed in the other epochs, which spares the host the launching of kernels. Random numbers are drawn anew.
+        level: batches of equal sizes (examples, tokens, and what else the data count: edges of graphs), drawn anew each
+            epoch; the last few of an epoch may differ. With ``replay``, whose number does not matter then, one recorded
+            step serves all of them. Examples of like length are not put together.
         ema: evaluate, test and keep as ``best`` an exponential moving average of the weights, which keeps this share of
             itself in each step (in step n, from 0, at most (1 + n) / (10 + n)), 0.999 say; null for the weights.
         deterministic: ask torch for deterministic algorithms (slower on a GPU).
@@ -110,6 +113,7 @@ class TrainConfig(BaseModel):
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     workers: NonNegativeInt = 0
     replay: NonNegativeInt = 0
+    level: bool = False
     ema: float | None = Field(default=None, gt=0, lt=1)
     deterministic: bool = False
 

@@ -193,6 +193,16 @@ class GraphDataset(Dataset):
         """Nodes of each graph of a split."""
         return self.split(name).lengths
 
+    def sizes(self, name: Split) -> np.ndarray | None:
+        """Nodes, edges, and pairs where there are any, of each graph of a split, (n, 2 or 3)."""
+        examples = self.split(name)
+        return examples.sizes if isinstance(examples, GraphSubset) else None
+
+    def leveled(self, batch: GraphBatch) -> GraphBatch:
+        """The batch with the largest of all graphs as ``longest``, which is all that the host knows beside the shapes: the
+        scan plans with it how segments are cut, and attention pads to it; for both it is a bound."""
+        return batch.with_longest(self.table.longest)
+
     def collate(self, examples: list[Any]) -> GraphBatch:
         """Pack some graphs; those of this data set are cut where :meth:`home` is."""
         rows = [e.__dict__["row"] for e in examples if isinstance(e, GraphRow) and e.__dict__["table"] is self.table]

@@ -141,6 +141,13 @@ class GraphBatch:
     def __len__(self) -> int:
         return self.num_graphs
 
+    def with_longest(self, longest: int) -> GraphBatch:
+        """The same tensors with another bound of the graphs' nodes, at least the largest's."""
+        found = replace(self, longest=longest)
+        if "batch" in self.__dict__:
+            found.__dict__["batch"] = self.batch
+        return found
+
     def _map(self, change: Any) -> GraphBatch:
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}

@@ -91,6 +91,11 @@ class GraphTable:
         """Nodes of each graph, (S,) int64."""
         return np.diff(self.node_ptr.numpy())
 
+    @cached_property
+    def longest(self) -> int:
+        """Nodes of the largest graph."""
+        return int(self.num_nodes.max(initial=0))
+
     @property
     def device(self) -> torch.device:
         """Where all but the borders are."""
@@ -333,6 +338,12 @@ class GraphSubset(Sequence[Graph]):
     def lengths(self) -> np.ndarray:
         """Nodes of each graph, (n,)."""
         return self.table.num_nodes[self.rows]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Nodes and edges of each graph, and pairs where there are any, (n, 2 or 3)."""
+        ptrs = [p for p in (self.table.node_ptr, self.table.edge_ptr, self.table.pair_ptr) if p is not None]
+        return np.column_stack([np.diff(ptr.numpy())[self.rows] for ptr in ptrs])
 
 
 def join_tables(tables: Sequence[GraphTable]) -> GraphTable:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from seqgraph.errors import ConfigError, DataError
+from seqgraph.train.level import Leveler
 
 _POOL = 64
 """Batches that a length bucket is made of: enough that lengths within a batch are alike, few enough to mix well."""
@@ -18,12 +19,14 @@ _POOL = 64
 class BatchKey(NamedTuple):
     """Which examples make a batch, and which batch of which epoch it is (what its randomness is seeded by).
 
-    Where batches are kept for some epochs, ``epoch`` counts the times that they were made anew.
+    Where batches are kept for some epochs, ``epoch`` counts the times that they were made anew. ``level`` says that the
+    batch has the sizes of all that are level.
     """
 
     epoch: int
     number: int
     indices: list[int]
+    level: bool = False
 
 
 class TokenBatches:
@@ -41,6 +44,9 @@ class TokenBatches:
 
     With ``keep`` above 1 the batches are made anew only every so many epochs; each epoch has its own order of them.
 
+    With ``sizes`` all shuffled batches but the last few of an epoch are level: they have as many examples, and the same
+    sums of tokens and sizes, in every epoch (:mod:`seqgraph.train.level`).
+
     Args:
         lengths: tokens of each example, (n,).
         max_tokens: the budget.
@@ -51,13 +57,14 @@ class TokenBatches:
         draw: the examples of an epoch, distinct indices by its number; None for all in each. With ``keep`` the number
             is how often batches were made before.
         keep: epochs for which the same examples stay together.
+        sizes: of each example, (n, D) integers, for level batches; None for batches of any sizes.
         rank: this process.
         world: the number of processes.
         name: what the examples are, for the error messages.
 
     Raises:
         DataError: when there is no example.
-        ConfigError: when there are fewer examples than processes.
+        ConfigError: when there are fewer examples than processes, and for level batches of several processes.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class TokenBatches:
         seed: int = 0,
         draw: Callable[[int], Sequence[int] | np.ndarray] | None = None,
         keep: int = 1,
+        sizes: np.ndarray | None = None,
         rank: int = 0,
         world: int = 1,
         name: str = "examples",
@@ -85,6 +93,14 @@ class TokenBatches:
         self.max_tokens, self.max_items = max_tokens, max_items
         self.shuffle, self.buckets, self.seed, self.rank, self.world = shuffle, buckets, seed, rank, world
         self.draw, self.keep = draw, keep
+        self.leveler: Leveler | None = None
+        if sizes is not None:
+            if world > 1:
+                raise ConfigError("level batches for several processes", "use one process, or train.level=false")
+            vectors = np.column_stack([self.lengths, np.asarray(sizes, dtype=np.int64)])
+            limits = np.full(vectors.shape[1], np.iinfo(np.int64).max)
+            limits[0] = max_tokens
+            self.leveler = Leveler(vectors, self._usual(self.lengths), limits)
         self.epoch, self.position = 0, 0
         self.limit: int | None = None
         self._made: tuple[int, list[np.ndarray]] | None = None
@@ -101,7 +117,8 @@ class TokenBatches:
     def state_dict(self) -> dict[str, int]:
         """Where we are: epoch, position, and what the order depends on."""
         keys = ("epoch", "position", "seed", "world", "max_tokens")
-        return {**{key: int(getattr(self, key)) for key in keys}, "size": len(self.lengths)}
+        level = 0 if self.leveler is None else self.leveler.items
+        return {**{key: int(getattr(self, key)) for key in keys}, "size": len(self.lengths), "level": level}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go back to a saved place.
@@ -110,9 +127,10 @@ class TokenBatches:
             ConfigError: when the order would not be the same, so that an exact resume is impossible.
         """
         for key, value in self.state_dict().items():
-            if key not in ("epoch", "position") and state[key] != value:
+            was = state.get(key, 0)  # "level" came later than some runs
+            if key not in ("epoch", "position") and was != value:
                 raise ConfigError(
-                    f"the run to resume has {key} {state[key]}, this one {value}: the batches would differ",
+                    f"the run to resume has {key} {was}, this one {value}: the batches would differ",
                     "resume with the number of processes, the data and the settings it was begun with",
                 )
         self.seek(state["epoch"], state["position"])
@@ -124,6 +142,10 @@ class TokenBatches:
     def tokens(self, position: int) -> int:
         """Tokens of one of this process's batches of the epoch."""
         return int(self.lengths_of(position).sum())
+
+    def level(self) -> int:
+        """How many batches of the epoch are level."""
+        return 0 if self.leveler is None else sum(map(self.leveler.level, self._batches(self.epoch)))
 
     def lengths_of(self, position: int) -> np.ndarray:
         """Tokens of each example in one of this process's batches of the epoch."""
@@ -137,7 +159,8 @@ class TokenBatches:
         batches, epoch = self._batches(self.epoch), self.epoch
         for step in range(self.position, self._end()):
             number = self._number(step, epoch)
-            yield BatchKey(epoch // self.keep, number, batches[number].tolist())
+            level = self.leveler is not None and self.leveler.level(batches[number])
+            yield BatchKey(epoch // self.keep, number, batches[number].tolist(), level)
 
     def _end(self) -> int:
         total = self.total()
@@ -166,14 +189,31 @@ class TokenBatches:
         generator = np.random.default_rng([self.seed, turn])
         if self.shuffle:
             generator.shuffle(order)
-        if self.shuffle and self.buckets:
-            each = max(1, int(self.max_tokens / self.lengths[order].mean()))
-            pool = _POOL * (min(each, self.max_items) if self.max_items else each)
-            order = order[np.lexsort((self.lengths[order], np.arange(len(order)) // pool))]
-        batches = self._cut(order)
+        if self.shuffle and self.leveler is not None:
+            level, order = self.leveler.deal(order, generator)
+            batches = level + self._shared_out(order)
+        else:
+            if self.shuffle and self.buckets:
+                pool = _POOL * self._usual(self.lengths[order])
+                order = order[np.lexsort((self.lengths[order], np.arange(len(order)) // pool))]
+            batches = self._cut(order)
         self._divide(batches)
         if self.shuffle:
             batches = [batches[i] for i in generator.permutation(len(batches))]
+        return batches
+
+    def _usual(self, lengths: np.ndarray) -> int:
+        """Examples that a batch has room for on the average."""
+        each = max(1, int(self.max_tokens / lengths.mean()))
+        return min(each, self.max_items) if self.max_items else each
+
+    def _shared_out(self, rest: np.ndarray) -> list[np.ndarray]:
+        """Batches of about as many examples each, so that none has but one or two."""
+        batches = self._cut(rest)
+        for count in range(max(1, len(batches)), 2 * len(batches) + 1):
+            parts = np.array_split(rest, count)
+            if all(len(self._cut(part)) == 1 for part in parts):
+                return parts
         return batches
 
     def _drawn(self, turn: int) -> np.ndarray:
@@ -243,6 +283,7 @@ def token_batches(
     shuffle: bool = False,
     seed: int = 0,
     keep: int = 1,
+    level: bool = False,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
@@ -253,7 +294,14 @@ def token_batches(
 
     Raises:
         DataError: when the split is empty.
+        ConfigError: for level batches of data that do not say what their examples' sizes are.
     """
+    sizes = data.sizes(split) if level and hasattr(data, "sizes") else None
+    if level and sizes is None:
+        raise ConfigError(
+            f"train.level needs each example's sizes, and {type(data).__name__} does not say them",
+            "leave train.level out, or give the data set sizes()",
+        )
     draw = getattr(data, "draw", None) if shuffle else None
     sampler = TokenBatches(
         data.lengths(split),
@@ -264,6 +312,7 @@ def token_batches(
         seed=seed,
         draw=None if draw is None or draw(split, 0, seed) is None else lambda epoch: draw(split, epoch, seed),
         keep=keep,
+        sizes=sizes,
         rank=rank,
         world=world,
         name=f"examples in the {split} split",

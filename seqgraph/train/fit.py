@@ -26,12 +26,12 @@ from torch.utils.data import DataLoader
 
 from seqgraph.config import TrainConfig
 from seqgraph.errors import ConfigError
-from seqgraph.train.batching import BatchKey, TokenBatches, token_batches
+from seqgraph.train.batching import BatchKey, BatchSource, TokenBatches, token_batches
 from seqgraph.train.callbacks import Conductor, Stop
 from seqgraph.train.console import Console
 from seqgraph.train.evaluation import sums_of
 from seqgraph.train.optimize import learning_rate, parameter_groups, timed_learning_rate, undecayed
-from seqgraph.train.replay import CudaRecorder, Replays, check, own_stream
+from seqgraph.train.replay import CudaRecorder, LevelReplays, Replays, check, own_stream
 from seqgraph.train.state import Interrupted, Progress
 from seqgraph.train.store import RunFolder
 from seqgraph.train.task import Dataset, Task
@@ -132,11 +132,14 @@ class Module(LightningModule):
         if self.replays is None:
             recorder = CudaRecorder(self.device) if self.device.type == "cuda" else None
             parameters = list(self.task.parameters())
-            self.replays = Replays(self._batch, self.forward_step, parameters, recorder=recorder, say=self.say)
+            kind = LevelReplays if self.settings.level else Replays
+            self.replays = kind(self._batch, self.forward_step, parameters, recorder=recorder, say=self.say)
         return self.replays
 
     def _batch(self, key: BatchKey) -> Any:
-        return self.transfer_batch_to_device(self.loader.dataset[key], self.device, 0)
+        source: BatchSource = self.loader.dataset  # type: ignore[assignment]
+        batch = source.data.leveled(source[key]) if self.settings.level else source[key]
+        return self.transfer_batch_to_device(batch, self.device, 0)
 
     def forward_step(self, batch: Any) -> dict[str, Tensor]:
         """The loss of one batch, and what is logged of it."""
@@ -243,7 +246,8 @@ def fit(
         max_items=config.max_items,
         shuffle=True,
         seed=seed,
-        keep=max(1, config.replay),
+        keep=1 if config.level else max(1, config.replay),
+        level=config.level,
         rank=rank,
         world=world,
         workers=config.workers,
@@ -251,6 +255,8 @@ def fit(
     sampler: TokenBatches = loader.sampler  # type: ignore[assignment]
     if state:
         sampler.load_state_dict(state["sampler"])
+    if config.level:
+        console.line(f"train.level: {sampler.level()} of an epoch's {sampler.total()} batches have equal sizes")
     valid = None
     if len(data.split("valid")):
         tokens = config.eval_tokens or config.max_tokens

@@ -1,8 +1,9 @@
 """Steps that are recorded once as CUDA graphs and replayed: a GPU need not wait for the host to launch each kernel.
 
-A recorded step holds the sizes of its batch, so that batches stay together for some epochs (``train.replay``). Nothing
-is padded, and a replay computes what the step itself would: dropout and other draws on the GPU are made anew, from
-where torch's generator is.
+A recorded step holds the sizes of its batch, so that either batches stay together for some epochs (``train.replay``),
+or all have the same sizes (``train.level``) and are copied to where the recorded one lay. Nothing is padded, and a
+replay computes what the step itself would: dropout and other draws on the GPU are made anew, from where torch's
+generator is.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import contextlib
 import gc
 import random
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from seqgraph.config import TrainConfig
 from seqgraph.errors import ConfigError
 from seqgraph.train.batching import BatchKey
+from seqgraph.train.static import StaticBatch, signature
 
 Outputs = dict[str, Tensor]
 
@@ -29,6 +31,8 @@ Outputs = dict[str, Tensor]
 _EAGER = 3
 # Recordings that may fail (a kernel that had not been loaded, say) before all steps are eager.
 _FAILURES = 3
+# Level batches may differ in what a recorded step holds beside their sizes; recordings of such kinds at most.
+_KINDS = 4
 
 
 class Recorder(Protocol):
@@ -44,16 +48,18 @@ class _Kept:
     """A batch of the current composition.
 
     Attributes:
-        batch: on its device, where its tensors stay as they are.
+        batch: gives it, on its device, where its tensors stay as they are.
         outputs: of the recorded step.
         used: which parameters it has gradients of.
         replay: runs the recorded step; None where there is none.
+        fill: puts another batch's tensors in the place of the recorded one's.
     """
 
-    batch: Any
+    batch: Callable[[], Any]
     outputs: Outputs
     used: tuple[bool, ...] = ()
     replay: Callable[[], None] | None = None
+    fill: Callable[[Sequence[Tensor]], None] = lambda tensors: None
 
 
 class Replays:
@@ -91,8 +97,8 @@ class Replays:
         self._grads: list[Tensor] = []
         self._used: tuple[bool, ...] = ()
         self._turn: int | None = None
-        self._kept: dict[int, _Kept] = {}
-        self._eager, self._failures = 0, 0
+        self._kept: dict[Hashable, _Kept] = {}
+        self._eager, self._failures, self._told = 0, 0, False
 
     def step(self, key: BatchKey) -> Outputs:
         """Fill the gradients with those of a batch.
@@ -108,11 +114,16 @@ class Replays:
             # what a failed recording has left behind: caches that nothing was written to, graphs with another generator
             self.clear()
             kept = self._keep(key)
-        if kept.replay is None:
-            self._eager += 1
-            outputs, used = self._compute(kept.batch)
-            self._use(used)
-            return outputs
+        return self._computed(kept.batch()) if kept.replay is None else self._replayed(kept)
+
+    def _computed(self, batch: Any) -> Outputs:
+        self._eager += 1
+        outputs, used = self._compute(batch)
+        self._use(used)
+        return outputs
+
+    def _replayed(self, kept: _Kept) -> Outputs:
+        assert kept.replay is not None
         kept.replay()
         self._use(kept.used)
         # the next replay may overwrite what this one gave
@@ -124,7 +135,8 @@ class Replays:
         self.recorded = 0
 
     def _keep(self, key: BatchKey) -> _Kept:
-        kept = self._kept[key.number] = _Kept(self.source(key), {})
+        batch = self.source(key)
+        kept = self._kept[key.number] = _Kept(lambda: batch, {})
         return kept
 
     def _compute(self, batch: Any) -> tuple[Outputs, tuple[bool, ...]]:
@@ -153,7 +165,7 @@ class Replays:
         before, found = _host_states(), []
 
         def function() -> Outputs:
-            outputs, used = self._compute(kept.batch)
+            outputs, used = self._compute(kept.batch())
             found.append(used)
             return outputs
 
@@ -170,12 +182,53 @@ class Replays:
         if why:
             _set_host_states(before)
             if self._failures >= _FAILURES:
-                self.recorder = None
-                self.say(f"train.replay: steps are not recorded but computed each time: {why}")
+                self._give_up(why)
             return False
         kept.outputs, kept.used, kept.replay = outputs, found[0], replay
         self.recorded += 1
         return True
+
+    def _give_up(self, why: str) -> None:
+        self.recorder = None
+        self.say(f"train.replay: steps are not recorded but computed each time: {why}")
+
+
+class LevelReplays(Replays):
+    """The steps of batches that are drawn anew each epoch; those that are level share one recorded step.
+
+    The first level batch is copied to buffers of its own, in which its step is recorded; each later one of the same
+    :func:`seqgraph.train.static.signature` is copied into them, and the step replayed. The signature has the shapes of
+    all tensors and the values of all that the host knows of the batch. Bounds such as the longest sequence, by which
+    kernels are planned, must therefore be the same for all batches: ``Dataset.leveled`` puts them in. What else a step
+    launches hangs on shapes alone, or it would wait for the GPU, which cannot be recorded. Batches that are not level
+    are computed.
+    """
+
+    def step(self, key: BatchKey) -> Outputs:
+        """Fill the gradients with those of a batch; see :meth:`Replays.step`."""
+        batch = self.source(key)
+        if not key.level or self.recorder is None or self._eager < _EAGER:
+            return self._computed(batch)
+        try:
+            kind, tensors = signature(batch)
+        except TypeError as error:
+            self._give_up(f"{error}, which cannot be copied into a recorded step")
+            return self._computed(batch)
+        kept = self._kept.get(kind)
+        if kept is not None:
+            kept.fill(tensors)
+            return self._replayed(kept)
+        if len(self._kept) == _KINDS:
+            if not self._told:
+                self.say(f"train.level: batches of equal sizes differ otherwise; {_KINDS} kinds are recorded, no more")
+            self._told = True
+            return self._computed(batch)
+        static = StaticBatch(batch)
+        kept = self._kept[kind] = _Kept(static.fresh, {}, fill=static.fill)
+        if not self._record(kept):
+            self.clear()
+            return self._computed(batch)
+        return self._replayed(kept)
 
 
 class CudaRecorder:

@@ -45,6 +45,17 @@ class Dataset:
         """Tokens of each example of a split, in the same order; what a token budget counts."""
         return [len(example) for example in self.split(name)]
 
+    def sizes(self, name: Split) -> np.ndarray | None:
+        """What decides the shapes of a batch's tensors beside how many examples and tokens it has, (n, D) integers in
+        the order of a split: the nodes and edges of each graph, say; (n, 0) where nothing else does. ``train.level``
+        makes batches with equal sums of them. None where nobody has said."""
+        return None
+
+    def leveled(self, batch: Any) -> Any:
+        """A batch of ``train.level`` with its bounds, which the host knows and a recorded step would hold
+        (``TokenStream.max_seqlen``, say), replaced by ones that are true of every batch."""
+        return batch
+
     def draw(self, name: Split, epoch: int, seed: int) -> Sequence[int] | np.ndarray | None:
         """The examples of one epoch of training, as distinct indices into a split; None for all of them.
 

@@ -18,7 +18,7 @@ from model_cases import make
 from seqgraph.train import fit, run
 from seqgraph.train.batching import BatchKey, token_batches
 from seqgraph.train.evaluation import evaluate_task
-from seqgraph.train.replay import CudaRecorder, Replays, own_stream
+from seqgraph.train.replay import CudaRecorder, LevelReplays, Replays, own_stream
 from seqgraph_graph_mamba.data import GraphDataset
 from seqgraph_graph_mamba.example import random_graph
 from seqgraph_graph_mamba.task import GraphRegression
@@ -51,14 +51,14 @@ def dataset() -> GraphDataset:
 class Loop:
     """A task with its batches, stepped with and without a recorder."""
 
-    def __init__(self, task, data, recorder, *, bf16: bool = False, spoil=None) -> None:
-        self.task, self.bf16, self.spoil, self.said = task, bf16, spoil, []
+    def __init__(self, task, data, recorder, *, bf16: bool = False, spoil=None, kind=Replays) -> None:
+        self.task, self.data, self.bf16, self.spoil, self.said = task, data, bf16, spoil, []
         self.source = token_batches(data, "train", 1024, shuffle=True, keep=10).dataset
         parameters = list(task.parameters())
-        self.replays = Replays(self.make, self.forward, parameters, recorder=recorder, say=self.said.append)
+        self.replays = kind(self.make, self.forward, parameters, recorder=recorder, say=self.said.append)
 
     def make(self, key):
-        return self.source[key].to("cuda")
+        return self.data.leveled(self.source[key]).to("cuda") if key.level else self.source[key].to("cuda")
 
     def forward(self, batch):
         found = self.task.training_step(batch)
@@ -72,8 +72,8 @@ class Loop:
         return outputs, [None if p.grad is None else p.grad.clone() for p in self.task.parameters()]
 
 
-def keys_of(data, epochs):
-    sampler = token_batches(data, "train", 1024, shuffle=True, keep=10).sampler
+def keys_of(data, epochs, **changes):
+    sampler = token_batches(data, "train", 1024, shuffle=True, **{"keep": 10, **changes}).sampler
     for epoch in range(epochs):
         sampler.seek(epoch)
         yield from list(sampler)
@@ -85,10 +85,12 @@ def make_task(variant, data, **changes):
     return task.cuda().train()
 
 
+@pytest.mark.parametrize("level", [False, True], ids=["kept", "level"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("variant", CASES)
-def test_a_replayed_step_is_the_computed_one(variant, bf16):
-    """Dropout and the orders of nodes included: a replay draws what the step would have drawn."""
+def test_a_replayed_step_is_the_computed_one(variant, bf16, level):
+    """Dropout and the orders of nodes included: a replay draws what the step would have drawn. Level batches are drawn
+    anew in each epoch, and share one recording."""
     data = dataset()
     task = make_task(variant, data, dropout=0.2, **CASES[variant])
     other = copy.deepcopy(task)
@@ -96,8 +98,11 @@ def test_a_replayed_step_is_the_computed_one(variant, bf16):
     seen = set()
     with own_stream(True):
         recorder = CudaRecorder(torch.device("cuda", 0))
-        mine, its = Loop(task, data, recorder, bf16=bf16), Loop(other, data, None, bf16=bf16)
-        for i, key in enumerate(keys_of(data, 4)):
+        kind = LevelReplays if level else Replays
+        mine = Loop(task, data, recorder, bf16=bf16, kind=kind)
+        its = Loop(other, data, None, bf16=bf16, kind=kind)
+        keys = keys_of(data, 4, keep=1, level=True) if level else keys_of(data, 4)
+        for i, key in enumerate(keys):
             state = torch.cuda.get_rng_state()
             found, grads = mine.step(key)
             after = torch.cuda.get_rng_state()
@@ -128,7 +133,7 @@ def test_a_replayed_step_is_the_computed_one(variant, bf16):
                 rmse = evaluate_task(task, loader, device="cuda")["rmse"]
                 torch.cuda.empty_cache()
                 assert rmse == pytest.approx(evaluate_task(other, loader, device="cuda")["rmse"], rel=1e-3)
-        assert mine.replays.recorded > 3 and len(seen) > 20
+        assert len(seen) > 20 and (mine.replays.recorded == 1 if level else mine.replays.recorded > 3)
 
 
 @pytest.mark.parametrize("spoil", [lambda loss: loss.item(), lambda loss: torch.tensor([1.0], device="cuda")])
@@ -163,14 +168,14 @@ def test_memory_stays_what_it_is_from_one_composition_to_the_next():
     assert not loop.said and held[-1] <= held[1] + (8 << 20), held
 
 
-@pytest.mark.parametrize("replay", [3, 100])
-def test_a_training_with_replays_is_the_one_without(tmp_path, replay, monkeypatch):
+@pytest.mark.parametrize(("replay", "level"), [(3, False), (100, False), (1, True)])
+def test_a_training_with_replays_is_the_one_without(tmp_path, replay, level, monkeypatch):
     monkeypatch.setattr(run, "build_data", lambda config: dataset())
     config = {
         "model": {"name": "plus-mamba", "d_model": 64, "n_layers": 2, "width": 64, "pe_size": 8, "pe_width": 8},
         "data": {"name": "ogbg-mol", "which": "esol"},
         "task": {"name": "graph-regression"},
-        "train": {"epochs": 7, "max_tokens": 1024, "replay": replay, "eval_every": 2, "patience": None},
+        "train": {"epochs": 7, "max_tokens": 1024, "replay": replay, "level": level, "eval_every": 2, "patience": None},
         "seed": [0],
     }
     run.train(config, output=tmp_path / "replayed", quiet=True)
