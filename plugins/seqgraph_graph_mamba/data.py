@@ -199,8 +199,8 @@ class GraphDataset(Dataset):
         return examples.sizes if isinstance(examples, GraphSubset) else None
 
     def leveled(self, batch: GraphBatch) -> GraphBatch:
-        """The batch with the largest of all graphs as ``longest``, which is all that the host knows beside the shapes: the
-        scan plans with it how segments are cut, and attention pads to it; for both it is a bound."""
+        """The batch with the largest of all graphs as ``longest``, all that the host knows beside the shapes: the scan
+        plans with it how segments are cut, and attention pads to it; for both it is a bound."""
         return batch.with_longest(self.table.longest)
 
     def collate(self, examples: list[Any]) -> GraphBatch:
