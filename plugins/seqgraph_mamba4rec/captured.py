@@ -8,6 +8,7 @@ as the last ones of prefixes do, there are as many predictions as in the batch, 
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -111,7 +112,8 @@ class Filled:
 class Captured:
     """Loss and gradients of batches, replayed where their size is a frequent one.
 
-    While a step is recorded no earlier loss may be alive: torch would wait for the stream that it was made on.
+    While a step is recorded no earlier loss may be alive: torch would wait for the stream that it was made on. When a
+    recording fails, a warning says why, and all steps are computed from then on.
 
     Args:
         loss: of a stream (T,), the right items (P,), the tokens that predict (P,) int64 or None for all, and then the
@@ -126,6 +128,7 @@ class Captured:
         self.loss, self.parameters = loss, [p for p in parameters if p.requires_grad]
         if any(hasattr(p, "full_tensor") for p in self.parameters):
             raise ConfigError("task.capture with weights that are spread over processes", "train.strategy=auto")
+        self.most = _MOST
         self.met: Counter[Size] = Counter()
         self.graphs: dict[Size, Recorded] = {}
         self.replays = 0
@@ -137,11 +140,19 @@ class Captured:
             return None
         if size not in self.graphs:
             self.met[size] += 1
-            if self.met[size] < _MET or len(self.graphs) >= _MOST:
+            if self.met[size] < _MET or len(self.graphs) >= self.most:
                 return None
             room = Filled.empty(size, stream.device)
             room.fill(stream, target, at)
-            self.graphs[size] = self._record(room)
+            try:
+                self.graphs[size] = self._record(room)
+            except Exception as error:
+                # Earlier graphs share memory and a random generator with the one that broke off.
+                self.graphs.clear()
+                self.most = 0
+                why = next(iter(str(error).splitlines()), type(error).__name__)
+                warnings.warn(f"task.capture: steps are not recorded but computed each time: {why}", stacklevel=2)
+                return None
         recorded = self.graphs[size]
         recorded.room.fill(stream, target, at)
         return _Replay.apply(self, recorded, *self.parameters)

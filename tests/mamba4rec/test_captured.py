@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 import pytest
@@ -194,6 +195,26 @@ def test_few_graphs_are_kept(without_a_gpu):
             given = batch([20] * (tokens // 20))
             captured(given.stream, given.target)
     assert len(captured.graphs) == 12 < len(captured.met)
+
+
+def test_a_recording_that_fails_is_told_once_and_nothing_is_recorded_from_then_on(without_a_gpu, monkeypatch):
+    one, given, other = task("s6"), batch([30, 20, 10]), batch([60] * 5)
+    captured = Captured(one._counted, one.parameters())
+    for _ in range(3):
+        kept = captured(given.stream, given.target)
+    assert kept is not None and len(captured.graphs) == 1
+
+    def fails(self, room):
+        raise RuntimeError("operation not permitted when stream is capturing\nand much more")
+
+    monkeypatch.setattr(Captured, "_record", fails)
+    assert captured(other.stream, other.target) is None and captured(other.stream, other.target) is None
+    with pytest.warns(UserWarning, match="computed each time: operation not permitted when stream is capturing$"):
+        assert captured(other.stream, other.target) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(captured(each.stream, each.target) is None for each in (given, other) * 4)
+    assert not captured.graphs
 
 
 def test_on_a_cpu_nothing_is_recorded():
