@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -194,14 +195,18 @@ class GraphDataset(Dataset):
         return self.split(name).lengths
 
     def sizes(self, name: Split) -> np.ndarray | None:
-        """Nodes, edges, and pairs where there are any, of each graph of a split, (n, 2 or 3)."""
+        """Edges, and pairs where there are any, of each graph of a split, (n, 1 or 2)."""
         examples = self.split(name)
         return examples.sizes if isinstance(examples, GraphSubset) else None
 
     def leveled(self, batch: GraphBatch) -> GraphBatch:
-        """The batch with the largest of all graphs as ``longest``, all that the host knows beside the shapes: the scan
-        plans with it how segments are cut, and attention pads to it; for both it is a bound."""
-        return batch.with_longest(self.table.longest)
+        """The batch with the largest training graph as ``longest``, which is all that the host knows beside the
+        shapes: the scan plans with it how segments are cut, and attention on a CPU pads to it; a bound for both."""
+        return batch.with_longest(self._longest)
+
+    @cached_property
+    def _longest(self) -> int:
+        return int(self.lengths("train").max(initial=0))
 
     def collate(self, examples: list[Any]) -> GraphBatch:
         """Pack some graphs; those of this data set are cut where :meth:`home` is."""

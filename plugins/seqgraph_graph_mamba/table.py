@@ -91,11 +91,6 @@ class GraphTable:
         """Nodes of each graph, (S,) int64."""
         return np.diff(self.node_ptr.numpy())
 
-    @cached_property
-    def longest(self) -> int:
-        """Nodes of the largest graph."""
-        return int(self.num_nodes.max(initial=0))
-
     @property
     def device(self) -> torch.device:
         """Where all but the borders are."""
@@ -341,8 +336,8 @@ class GraphSubset(Sequence[Graph]):
 
     @property
     def sizes(self) -> np.ndarray:
-        """Nodes and edges of each graph, and pairs where there are any, (n, 2 or 3)."""
-        ptrs = [p for p in (self.table.node_ptr, self.table.edge_ptr, self.table.pair_ptr) if p is not None]
+        """Edges of each graph, and pairs where there are any, (n, 1 or 2)."""
+        ptrs = [p for p in (self.table.edge_ptr, self.table.pair_ptr) if p is not None]
         return np.column_stack([np.diff(ptr.numpy())[self.rows] for ptr in ptrs])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -115,10 +116,10 @@ class TokenBatches:
         self.position += batches
 
     def state_dict(self) -> dict[str, int]:
-        """Where we are: epoch, position, and what the order depends on."""
+        """Where we are: epoch, position, and what the order depends on; of level batches a checksum, as well."""
         keys = ("epoch", "position", "seed", "world", "max_tokens")
-        level = 0 if self.leveler is None else self.leveler.items
-        return {**{key: int(getattr(self, key)) for key in keys}, "size": len(self.lengths), "level": level}
+        order = 0 if self.leveler is None else zlib.crc32(np.concatenate(self._batches(self.epoch)).tobytes())
+        return {**{key: int(getattr(self, key)) for key in keys}, "size": len(self.lengths), "level_order": order}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go back to a saved place.
@@ -126,14 +127,14 @@ class TokenBatches:
         Raises:
             ConfigError: when the order would not be the same, so that an exact resume is impossible.
         """
+        self.seek(state["epoch"], state["position"])
         for key, value in self.state_dict().items():
-            was = state.get(key, 0)  # "level" came later than some runs
-            if key not in ("epoch", "position") and was != value:
+            was = state.get(key, 0)  # "level_order" came later than some runs
+            if was != value:
                 raise ConfigError(
                     f"the run to resume has {key} {was}, this one {value}: the batches would differ",
                     "resume with the number of processes, the data and the settings it was begun with",
                 )
-        self.seek(state["epoch"], state["position"])
 
     def total(self, epoch: int | None = None) -> int:
         """Batches of this process in an epoch, from its beginning."""

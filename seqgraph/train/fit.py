@@ -284,7 +284,7 @@ def fit(
                 signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
         finally:
-            module.replays = None  # and the memory of what was recorded
+            module.replays = conductor.average = None  # and their memory: Lightning keeps hold of the trainer
     return progress
 
 

@@ -21,6 +21,8 @@ _OFF = 0.5
 _FEW = 0.005
 # Looks for the sums to be had that are nearest the mean's.
 _LOOKS = 40
+# Deviations are counted in these parts of one: in integers every processor makes the same choices.
+_PARTS = 1024
 
 
 class Leveler:
@@ -49,7 +51,7 @@ class Leveler:
         values, vectors = np.linalg.eigh(np.atleast_2d(deviations.T @ deviations / len(deviations)))
         used = values > 1e-9 * max(float(values[-1]), 1e-9)
         self._whiten = vectors[:, used] / np.sqrt(values[used])  # (D, D'): deviations in all directions alike
-        self._white = deviations @ self._whiten
+        self._white = self._parts(deviations)
         self.items, self.target, self._spare = 0, np.zeros(self.sizes.shape[1], dtype=np.int64), len(self.sizes)
         for count in range(min(items, len(self.sizes)), max(0, items - items // 8 - 1), -1):
             target, off = self._nearest(count)
@@ -62,6 +64,9 @@ class Leveler:
             if spare <= max(count, _FEW * len(self.sizes)):
                 break
 
+    def _parts(self, deviations: np.ndarray) -> np.ndarray:
+        return np.rint(deviations @ self._whiten * _PARTS).astype(np.int64)
+
     def _nearest(self, count: int) -> tuple[np.ndarray, float]:
         """Sums of so many examples that come near those of the mean, and how far off they are, in deviations."""
         generator = np.random.default_rng(count)
@@ -73,10 +78,10 @@ class Leveler:
             after = off + self._white[others[place]] - self._white[inside][:, None]  # (count, P, D')
             best = int(np.square(after).sum(-1).argmin())
             i, j = best // len(place), place[best % len(place)]
-            if np.square(after[i, best % len(place)]).sum() < np.square(off).sum() - 1e-12:
+            if np.square(after[i, best % len(place)]).sum() < np.square(off).sum():
                 inside[i], others[j] = others[j], inside[i]
                 off = self._white[inside].sum(0)
-        return self.sizes[inside].sum(0), float(np.linalg.norm(off))
+        return self.sizes[inside].sum(0), float(np.sqrt(np.square(off).sum())) / _PARTS
 
     def level(self, batch: np.ndarray) -> bool:
         """Whether some examples are one of the level batches."""
@@ -115,7 +120,7 @@ class Leveler:
             gains = (self.codes[order[place]] - self.codes[inside][:, None]).ravel()  # of each pair's exchange
             found = self._one(gains, lack) or self._two(gains, lack, width, generator)
             if not found:
-                off = (self.sizes[inside].sum(0) - self.target) @ self._whiten
+                off = self._parts(self.sizes[inside].sum(0) - self.target)
                 moves = (self._white[order[place]] - self._white[inside][:, None]).reshape(len(gains), len(off))
                 found = [int(np.square(off + moves).sum(1).argmin())]
             for pair in found:

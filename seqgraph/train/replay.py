@@ -98,7 +98,7 @@ class Replays:
         self._used: tuple[bool, ...] = ()
         self._turn: int | None = None
         self._kept: dict[Hashable, _Kept] = {}
-        self._eager, self._failures, self._told = 0, 0, False
+        self._eager, self._failures = 0, 0
 
     def step(self, key: BatchKey) -> Outputs:
         """Fill the gradients with those of a batch.
@@ -203,6 +203,8 @@ class LevelReplays(Replays):
     launches hangs on shapes alone, or it would wait for the GPU, which cannot be recorded. Batches that are not level
     are computed.
     """
+
+    _told = False
 
     def step(self, key: BatchKey) -> Outputs:
         """Fill the gradients with those of a batch; see :meth:`Replays.step`."""

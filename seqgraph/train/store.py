@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from seqgraph.config import TrainConfig
 from seqgraph.errors import CheckpointError, ConfigError
 from seqgraph.train import checkpoint
 from seqgraph.train.card import model_card
@@ -66,6 +67,8 @@ class RunFolder:
 
     def _same(self, old: dict[str, Any]) -> None:
         before, now = flatten(old.get("run", {})), flatten(self.config)
+        # a setting that is newer than the run had its default
+        before = flatten({"train": TrainConfig().model_dump(mode="json")}) | before
         free = {f"train.{key}" for key in _FREE}
         differ = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k) and k not in free]
         if differ:

@@ -47,7 +47,7 @@ class Dataset:
 
     def sizes(self, name: Split) -> np.ndarray | None:
         """What decides the shapes of a batch's tensors beside how many examples and tokens it has, (n, D) integers in
-        the order of a split: the nodes and edges of each graph, say; (n, 0) where nothing else does. ``train.level``
+        the order of a split: the edges of each graph, say; (n, 0) where nothing else does. ``train.level``
         makes batches with equal sums of them. None where nobody has said."""
         return None
 

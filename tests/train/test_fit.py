@@ -222,6 +222,18 @@ def test_fewer_epochs_than_are_behind_are_refused(toy_config, unbroken):
     assert (whole / "config.json").read_text() == before
 
 
+def test_a_run_from_before_a_setting_was_there_can_be_resumed(toy_config, tmp_path, unbroken):
+    whole, run = unbroken(toy_config(**NOISY)), tmp_path / "run"
+    with pytest.raises(Interrupted):
+        train(toy_config(**NOISY), output=run, quiet=True, stop_after=5)
+    for path in run.rglob("config.json"):
+        held = json.loads(path.read_text())
+        for key in ("ema", "level", "replay"):
+            held["run"]["train"].pop(key, None)
+        path.write_text(json.dumps(held))
+    finish_and_compare(run, whole)
+
+
 def test_only_the_same_run_can_be_resumed(toy_config, tmp_path, unbroken):
     whole = unbroken(toy_config(**NOISY))
     with pytest.raises(ConfigError, match=r"train\.lr \(0\.01, now 0\.5\)"):

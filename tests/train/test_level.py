@@ -238,6 +238,22 @@ def test_an_interrupted_training_goes_on(graph_plugin, tmp_path, monkeypatch, st
     assert same_results(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("seeds", [[0], [0, 1]])
+def test_with_an_average_of_the_weights(graph_plugin, tmp_path, seeds):
+    """Recorded or not makes no difference to what is averaged, nor a second seed in the same process."""
+    config = copy.deepcopy(GRAPHS) | {"seed": seeds}
+    config["train"] |= {"ema": 0.9}
+    train(config, output=tmp_path / "replay", quiet=True)
+    config["train"] |= {"replay": 0}
+    train(config, output=tmp_path / "plain", quiet=True)
+    found = sorted((tmp_path / "plain").rglob("best/model.safetensors"))
+    assert len(found) == len(seeds)
+    for path in found:
+        other = tmp_path / "replay" / path.relative_to(tmp_path / "plain")
+        mine, its = checkpoint.read_tensors(other), checkpoint.read_tensors(path)
+        assert all(torch.allclose(mine[name].float(), its[name].float(), atol=1e-5) for name in mine)
+
+
 def test_level_without_replay_trains_on_the_same_batches(graph_plugin, tmp_path):
     train(GRAPHS, output=tmp_path / "replay", quiet=True)
     config = copy.deepcopy(GRAPHS)
@@ -250,6 +266,31 @@ def test_level_without_replay_trains_on_the_same_batches(graph_plugin, tmp_path)
 def test_data_that_do_not_say_their_sizes_are_refused(toy_config, tmp_path):
     with pytest.raises(ConfigError, match="ToyData does not say"):
         train(toy_config(train__level=True), output=tmp_path / "run", quiet=True)
+
+
+def test_other_rounding_makes_the_same_batches(monkeypatch):
+    """Processors differ in the last bits of what sizes are whitened with; a run may be resumed on another one."""
+    sizes = molecules(2000)
+    plain = TokenBatches(sizes[:, 0], 400, sizes=sizes[:, 1:], seed=3)
+    eigh = np.linalg.eigh
+
+    def other(matrix):
+        values, vectors = eigh(matrix)
+        return values * (1 + 1e-14), -vectors * (1 - 1e-14)
+
+    monkeypatch.setattr(np.linalg, "eigh", other)
+    again = TokenBatches(sizes[:, 0], 400, sizes=sizes[:, 1:], seed=3)
+    assert epoch_of(again, 1) == epoch_of(plain, 1) and plain.level() > 50
+
+
+def test_other_batches_of_the_same_sizes_are_not_resumed(monkeypatch):
+    sizes = molecules(500)
+    begun = TokenBatches(sizes[:, 0], 150, sizes=sizes[:, 1:], seed=3)
+    begun.seek(2, 4)
+    state = begun.state_dict()
+    monkeypatch.setattr("seqgraph.train.level._PARTS", 4)
+    with pytest.raises(ConfigError, match="level_order"):
+        TokenBatches(sizes[:, 0], 150, sizes=sizes[:, 1:], seed=3).load_state_dict(state)
 
 
 # ---------------------------------------------------------------------- what a recorded step holds of a batch
