@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,28 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder} of shared data")
     return folder
+
+
+@pytest.fixture
+def join_pairs(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes one process's training batches those that two processes have in a step, from when it is called."""
+
+    def join() -> None:
+        import numpy as np
+
+        from seqgraph.train.batching import TokenBatches
+
+        cut = TokenBatches._make
+
+        def joined(self, epoch):
+            if not self.shuffle:
+                return cut(self, epoch)
+            self.world = 2
+            batches = cut(self, epoch)
+            self.world = 1
+            assert len(batches) % 2 == 0
+            return [np.concatenate(batches[i : i + 2]) for i in range(0, len(batches), 2)]
+
+        monkeypatch.setattr(TokenBatches, "_make", joined)
+
+    return join

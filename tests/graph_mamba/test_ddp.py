@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,7 +16,6 @@ from torch_geometric.data import Data
 sys.path.insert(0, str(Path(__file__).parent))
 from model_cases import VARIANTS, make
 
-from seqgraph.train.batching import TokenBatches
 from seqgraph.train.run import train
 from seqgraph_graph_mamba.graph import collate
 from seqgraph_graph_mamba.norm import RowNorm
@@ -48,22 +46,6 @@ def configuration(file: Path, device: str) -> dict:
     }
 
 
-def join_pairs(monkeypatch) -> None:
-    """Make one process's training batches those that two processes have in a step."""
-    cut = TokenBatches._make
-
-    def joined(self, epoch):
-        if not self.shuffle:
-            return cut(self, epoch)
-        self.world = 2
-        batches = cut(self, epoch)
-        self.world = 1
-        assert len(batches) % 2 == 0 and len({len(batch) for batch in batches}) > 1
-        return [np.concatenate(batches[i : i + 2]) for i in range(0, len(batches), 2)]
-
-    monkeypatch.setattr(TokenBatches, "_make", joined)
-
-
 def log(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows]
@@ -74,7 +56,7 @@ TWO_GPUS = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, r
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=TWO_GPUS)])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_have_the_losses_of_one(strategy, device, tmp_path, monkeypatch):
+def test_two_processes_have_the_losses_of_one(strategy, device, tmp_path, join_pairs):
     raw = configuration(graphs(tmp_path / "graphs.pt"), device)
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(raw))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "seqgraph"]
@@ -94,7 +76,7 @@ def test_two_processes_have_the_losses_of_one(strategy, device, tmp_path, monkey
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    join_pairs(monkeypatch)
+    join_pairs()
     train(raw, output=tmp_path / "one", quiet=True)
     one, two = log(tmp_path / "one"), log(tmp_path / "two")
     assert len(one) == len(two) == 3 and one[0]["train_loss"] > 1.1 * one[-1]["train_loss"]

@@ -20,7 +20,6 @@ from seqgraph.config import load_config
 from seqgraph.errors import CheckpointError, ConfigError
 from seqgraph.train import callbacks, checkpoint, fit
 from seqgraph.train.average import Average
-from seqgraph.train.batching import TokenBatches
 from seqgraph.train.run import evaluate, train
 from seqgraph.train.state import Interrupted
 
@@ -281,7 +280,7 @@ def test_it_is_among_the_settings_of_a_run(toy_config, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_average_what_one_does(toy_config, tmp_path, monkeypatch, toy, strategy):
+def test_two_processes_average_what_one_does(toy_config, tmp_path, monkeypatch, toy, strategy, join_pairs):
     """And go on exactly where they stopped. The subprocesses' toy has no running statistics."""
     monkeypatch.undo()
     flat = {"train__schedule": "constant", "train__warmup": 0, "train__ema": DECAY, "train__clip": 0.3}
@@ -294,17 +293,7 @@ def test_two_processes_average_what_one_does(toy_config, tmp_path, monkeypatch, 
             [*command, *more], capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
         assert done.returncode == 0, done.stderr[-3000:]
-    cut = TokenBatches._make
-
-    def joined(self, epoch):
-        if not self.shuffle:
-            return cut(self, epoch)
-        self.world = 2
-        batches = cut(self, epoch)
-        self.world = 1
-        return [np.concatenate(batches[i : i + 2]) for i in range(0, len(batches), 2)]
-
-    monkeypatch.setattr(TokenBatches, "_make", joined)
+    join_pairs()
     train(toy_config(**flat), output=one, quiet=True)
     for mine, theirs in zip(rows(one), rows(two), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
