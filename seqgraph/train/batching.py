@@ -129,7 +129,7 @@ class TokenBatches:
         """
         self.seek(state["epoch"], state["position"])
         for key, value in self.state_dict().items():
-            was = state.get(key, 0)  # "level_order" came later than some runs
+            was = {"level_order": 0, **state}[key]  # which came later than some runs
             if was != value:
                 raise ConfigError(
                     f"the run to resume has {key} {was}, this one {value}: the batches would differ",

@@ -53,7 +53,8 @@ class Leveler:
         self._whiten = vectors[:, used] / np.sqrt(values[used])  # (D, D'): deviations in all directions alike
         self._white = self._parts(deviations)
         self.items, self.target, self._spare = 0, np.zeros(self.sizes.shape[1], dtype=np.int64), len(self.sizes)
-        for count in range(min(items, len(self.sizes)), max(0, items - items // 8 - 1), -1):
+        items = min(items, len(self.sizes))
+        for count in range(items, max(0, items - items // 8 - 1), -1):
             target, off = self._nearest(count)
             if limits is not None and (target > limits).any():
                 continue

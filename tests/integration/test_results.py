@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -25,3 +27,11 @@ def test_a_run_has_no_paths_of_a_machine():
     for run in json.loads((RESULTS / "graphs-runs.json").read_text()):
         for word in f"{run['command']} {run['call']}".split():
             assert not word.startswith(("/", ".")), (run["run"], word)
+
+
+@pytest.mark.parametrize("name", ["proteins", "recommendation"])
+def test_a_page_has_the_notes_that_it_is_made_with(name):
+    """What is written into the page alone is lost when it is made anew."""
+    page = set((RESULTS / f"{name}.md").read_text().splitlines())
+    notes = (ROOT / "benchmarks" / name / "notes.md").read_text().splitlines()
+    assert len(notes) > 50 and [line for line in notes if line not in page] == []

@@ -268,6 +268,13 @@ def test_data_that_do_not_say_their_sizes_are_refused(toy_config, tmp_path):
         train(toy_config(train__level=True), output=tmp_path / "run", quiet=True)
 
 
+@pytest.mark.parametrize("sizes", [[[5, 8]], [[5, 8], [9, 20]], [[1, 0]] * 50], ids=len)
+def test_fewer_examples_than_a_batch_has_room_for_are_one_level_batch(sizes):
+    sizes = np.array(sizes)
+    (only,) = epoch_of(TokenBatches(sizes[:, 0], 64, sizes=sizes[:, 1:], seed=1), 3)
+    assert only.level and sorted(only.indices) == list(range(len(sizes)))
+
+
 def test_other_rounding_makes_the_same_batches(monkeypatch):
     """Processors differ in the last bits of what sizes are whitened with; a run may be resumed on another one."""
     sizes = molecules(2000)
