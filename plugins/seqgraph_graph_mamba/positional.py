@@ -13,10 +13,12 @@ import numba
 import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
+import scipy.sparse.csgraph
 import scipy.sparse.linalg
 import torch
 from torch import Tensor, nn
 
+from seqgraph.errors import DataError
 from seqgraph_graph_mamba.graph import Graph, GraphBatch
 from seqgraph_graph_mamba.norm import RowNorm
 
@@ -104,6 +106,9 @@ def laplacian_encoding(edge_index: np.ndarray, num_nodes: int, k: int) -> np.nda
 
     Returns:
         (V, k, 2) float32: the vectors' entries, and the eigenvalues.
+
+    Raises:
+        DataError: if a large graph's vectors are not found.
     """
     encoding = np.zeros((num_nodes, k, 2), dtype=np.float32)
     encoding[:, :, 1] = ABSENT
@@ -117,12 +122,7 @@ def laplacian_encoding(edge_index: np.ndarray, num_nodes: int, k: int) -> np.nda
     else:
         adjacency = sp.csr_matrix((np.ones(len(source)), (source, target)), shape=(num_nodes, num_nodes))
         adjacency = ((adjacency + adjacency.T) > 0).astype(np.float64)
-        laplacian = sp.diags(np.asarray(adjacency.sum(1)).ravel()) - adjacency
-        # shift-invert just below zero; a fixed start vector, or the answer changes from run to run
-        start = np.random.default_rng(0).standard_normal(num_nodes)
-        values, vectors = scipy.sparse.linalg.eigsh(laplacian.tocsc(), k=min(k, num_nodes - 1), sigma=-1e-2, v0=start)
-        rank = np.argsort(values)
-        values, vectors = values[rank], vectors[:, rank]
+        values, vectors = _sparse_pairs(adjacency, k)
     found = min(k, len(values))
     values, vectors = values[:found].clip(min=0.0), vectors[:, :found]
     skew = (vectors**3).sum(0)
@@ -131,6 +131,56 @@ def laplacian_encoding(edge_index: np.ndarray, num_nodes: int, k: int) -> np.nda
     encoding[:, :found, 0] = vectors * sign
     encoding[:, :found, 1] = values
     return encoding
+
+
+def _sparse_pairs(adjacency: sp.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k lowest eigenvalues of the Laplacian, rising, and their vectors (V, k).
+
+    Each component has one vector of eigenvalue 0, equal on its nodes; Lanczos' iteration, which starts from one vector,
+    does not find many of one eigenvalue. So they are written down, largest component first, and the others are looked
+    for in each component apart.
+    """
+    nodes = adjacency.shape[0]
+    count, owner = sp.csgraph.connected_components(adjacency, directed=False)
+    size = np.bincount(owner)
+    if count == 1:
+        return _connected_pairs(adjacency, k)
+    largest = np.argsort(-size, kind="stable")
+    trivial = largest[:k]
+    values, vectors = [np.zeros(len(trivial))], [(owner[:, None] == trivial) / np.sqrt(size[trivial])]
+    more = k - len(trivial)
+    for component in largest if more else ():
+        if size[component] == 1:
+            break
+        own = np.flatnonzero(owner == component)
+        found, parts = _connected_pairs(adjacency[own][:, own], more + 1)
+        spread = np.zeros((nodes, len(found) - 1))
+        spread[own] = parts[:, 1:]
+        values.append(found[1:])
+        vectors.append(spread)
+    together = np.concatenate(values)
+    rank = np.argsort(together, kind="stable")[:k]
+    return together[rank], np.concatenate(vectors, axis=1)[:, rank]
+
+
+def _connected_pairs(adjacency: sp.csr_matrix, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same of a connected graph, at most as many as it has nodes."""
+    nodes = adjacency.shape[0]
+    laplacian = sp.diags(np.asarray(adjacency.sum(1)).ravel()) - adjacency
+    if nodes <= max(_DENSE_LIMIT, k):
+        wanted = (0, min(k, nodes) - 1)
+        return scipy.linalg.eigh(laplacian.toarray(), subset_by_index=wanted, check_finite=False)
+    # shift-invert just below zero; a fixed start vector, or the answer changes from run to run
+    start = np.random.default_rng(0).standard_normal(nodes)
+    try:
+        values, vectors = scipy.sparse.linalg.eigsh(laplacian.tocsc(), k=k, sigma=-1e-2, v0=start)
+    except scipy.sparse.linalg.ArpackNoConvergence as error:
+        raise DataError(
+            f"the {k} lowest eigenvectors of a graph of {nodes:,} nodes were not found",
+            hint="choose fewer with model.pe_size, or model.pe=rwse, which any graph has",
+        ) from error
+    rank = np.argsort(values)
+    return values[rank], vectors[:, rank]
 
 
 def encode_positions(graph: Graph, kind: Known, size: int) -> Tensor:

@@ -6,7 +6,9 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from scipy.sparse.linalg import ArpackNoConvergence
 
+from seqgraph.errors import DataError
 from seqgraph_graph_mamba import positional
 from seqgraph_graph_mamba.graph import Graph, collate
 from seqgraph_graph_mamba.positional import (
@@ -30,6 +32,9 @@ KINDS = {
     "path": nx.path_graph(6),
     "complete": nx.complete_graph(5),
     "disconnected": nx.disjoint_union(nx.cycle_graph(5), nx.star_graph(3)),
+    "many parts": nx.disjoint_union_all(
+        [nx.star_graph(1), nx.path_graph(6), *[nx.empty_graph(1)] * 3, nx.cycle_graph(4)]
+    ),
     "directed": nx.gn_graph(9, seed=1),
     "loops": nx.Graph([(0, 0), (0, 1), (1, 2), (2, 2)]),
 }
@@ -47,9 +52,10 @@ def test_landing_probabilities_are_the_diagonal_of_powers(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("limit", [2048, 4])
-def test_laplacian_pairs_satisfy_their_equation(kind, limit, monkeypatch):
+@pytest.mark.parametrize("k", [3, 9])
+def test_laplacian_pairs_satisfy_their_equation(kind, limit, k, monkeypatch):
     monkeypatch.setattr(positional, "_DENSE_LIMIT", limit)
-    graph, k = KINDS[kind], 3
+    graph = KINDS[kind]
     encoding = laplacian_encoding(_edges(graph), len(graph), k).astype(np.float64)
     assert encoding.shape == (len(graph), k, 2)
     simple = nx.Graph(graph)
@@ -61,13 +67,34 @@ def test_laplacian_pairs_satisfy_their_equation(kind, limit, monkeypatch):
     for i in range(known):
         vector = encoding[:, i, 0]
         np.testing.assert_allclose(laplacian @ vector, expected[i] * vector, atol=1e-5)
-        np.testing.assert_allclose(np.linalg.norm(vector), 1, atol=1e-5)
+    found = encoding[:, :known, 0]
+    np.testing.assert_allclose(found.T @ found, np.eye(known), atol=1e-5)
     assert (encoding[:, known:, 0] == 0).all() and (encoding[:, known:, 1] == positional.ABSENT).all()
 
 
 def test_the_same_answer_twice_on_a_large_graph():
     edges = _edges(nx.random_regular_graph(3, 2100, seed=0))
     assert np.array_equal(laplacian_encoding(edges, 2100, 4), laplacian_encoding(edges, 2100, 4))
+
+
+def test_a_large_graph_in_many_parts_has_a_vector_for_each():
+    """Cora has 78 parts: an iteration from one start vector does not end there."""
+    parts = [nx.random_regular_graph(3, 2100, seed=0), *[nx.cycle_graph(5 + i % 3) for i in range(80)]]
+    graph = nx.disjoint_union_all(parts)
+    encoding = laplacian_encoding(_edges(graph), len(graph), 10)
+    assert (encoding[..., 1] == 0).all()
+    np.testing.assert_allclose(encoding[..., 0].T @ encoding[..., 0], np.eye(10), atol=1e-5)
+    source, target = _edges(graph)
+    assert np.array_equal(encoding[source], encoding[target])
+
+
+def test_vectors_that_are_not_found_are_the_users_to_know(monkeypatch):
+    def give_up(*args, **kwargs):
+        raise ArpackNoConvergence("no", np.zeros(0), np.zeros((0, 0)))
+
+    monkeypatch.setattr(positional.scipy.sparse.linalg, "eigsh", give_up)
+    with pytest.raises(DataError, match="3 lowest eigenvectors of a graph of 2,100 nodes"):
+        laplacian_encoding(_edges(nx.cycle_graph(2100)), 2100, 3)
 
 
 @pytest.mark.parametrize("kind", ["rwse", "laplacian"])
