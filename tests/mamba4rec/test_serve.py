@@ -175,6 +175,7 @@ def test_the_schema_says_all_this(call):
     for path in schema["paths"].values():
         for method in path.values():
             assert {"200", "4XX", "5XX"} <= set(method["responses"]) and method["summary"]
+            assert "security" not in method  # there is no token
 
 
 def test_a_token(tmp_path):
@@ -188,6 +189,10 @@ def test_a_token(tmp_path):
         assert code(Client(url)("/items", headers={"Authorization": f"Basic {TOKEN}"})) == (401, "wrong_token")
         assert Client(url, TOKEN)("/event", {"user": "ann", "item": 1})[0] == 200
         assert Client(url)("/health")[1]["users"] == 1
+        schema = Client(url)("/openapi.json")[1]
+        asked = {path for path, methods in schema["paths"].items() for m in methods.values() if m.get("security")}
+        assert asked == {"/event", "/recommend", "/items", "/history"}
+        assert [s["scheme"] for s in schema["components"]["securitySchemes"].values()] == ["bearer"]
 
 
 def test_a_full_house_still_serves_its_users(tmp_path):

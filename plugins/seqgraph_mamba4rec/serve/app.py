@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from seqgraph.errors import DataError
@@ -86,6 +87,8 @@ def make_app(engine: Engine, *, limits: Limits, hosts: Collection[str] | None = 
     )
     _add_errors(app)
     page, policy = _page()
+    # For the schema alone: the guard has looked at the token before.
+    secured = [] if token is None else [Depends(HTTPBearer(auto_error=False))]
 
     def row_of(item: str | int) -> int:
         try:
@@ -100,7 +103,7 @@ def make_app(engine: Engine, *, limits: Limits, hosts: Collection[str] | None = 
         raw = catalogue.ids[row]
         return Known(item=raw, title=catalogue.titles.get(raw))
 
-    @app.post("/event")
+    @app.post("/event", dependencies=secured)
     async def event(new: NewEvent) -> Taken:
         """Tell of an event. The answer comes when the event is on the disk: it will not be lost.
 
@@ -109,7 +112,7 @@ def make_app(engine: Engine, *, limits: Limits, hosts: Collection[str] | None = 
         row = row_of(new.item)
         return Taken(user=new.user, item=catalogue.ids[row], events=await engine.add(new.user, row))
 
-    @app.post("/recommend")
+    @app.post("/recommend", dependencies=secured)
     async def recommend(ask: Ask) -> Lists:
         """The best items for a user whose events were sent, or for a history.
 
@@ -128,7 +131,7 @@ def make_app(engine: Engine, *, limits: Limits, hosts: Collection[str] | None = 
         found, events = await engine.ask(ask.user, history, ask.k, ask.filter_seen)
         return Lists(items=[Listed(rank=n, **r._asdict()) for n, r in enumerate(found, start=1)], events=events)
 
-    @app.get("/items")
+    @app.get("/items", dependencies=secured)
     def items(
         search: Annotated[str, Query(max_length=200)] = "", limit: Annotated[int, Query(ge=1, le=200)] = 20
     ) -> Found:
@@ -141,7 +144,7 @@ def make_app(engine: Engine, *, limits: Limits, hosts: Collection[str] | None = 
                     break
         return Found(items=found)
 
-    @app.get("/history")
+    @app.get("/history", dependencies=secured)
     def history(user: Annotated[User, Query()]) -> History:
         """A user's last events."""
         try:
