@@ -246,6 +246,21 @@ def test_bad_text(tmp_path, content, message):
         Sequences(str(path))
 
 
+@pytest.mark.parametrize(
+    ("rows", "options", "message", "cure"),
+    [
+        ("u a b\nv c\n", {}, "no user has three events", "give longer histories"),
+        ("u a b\nv a b\n", {"k_core": 2}, "no user has three events", "lower data.k_core"),
+        ("u a\nv a\n", {"split": "users"}, "no user has two events", "give longer histories"),
+        ("u a b\nv a b\n", {"split": "users"}, "nothing falls into the valid split", "raise data.valid_share"),
+    ],
+)
+def test_histories_too_short_to_hold_anything_out(tmp_path, rows, options, message, cure):
+    with pytest.raises(DataError, match=rf"s\.txt: {message}") as caught:
+        Sequences(write(tmp_path / "s.txt", rows), **options)
+    assert caught.value.hint == cure
+
+
 def test_bad_gzip_pairs_folders_and_missing_roots(tmp_path):
     (tmp_path / "s.txt.gz").write_bytes(gzip.compress(b"".join(b"u%d a b c\n" % i for i in range(5000)))[:-20])
     with pytest.raises(DataError, match="damaged gzip"):
