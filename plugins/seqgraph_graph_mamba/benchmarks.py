@@ -114,8 +114,9 @@ def _read_zinc_pickles(folder: Path, hint: str) -> Arrays:
 class TUDataset(GraphDataset):
     """One of the TUDatasets (Morris et al., 2020): ``<which>_A.txt`` and its companions.
 
-    Node labels and edge labels become one-hot columns behind the attributes; graphs without either get their nodes'
-    degrees. Ten folds that are alike in classes: ``fold`` is for testing, the next one for validation.
+    Node labels and edge labels become one-hot columns behind the attributes, which are standardised by the training
+    split; graphs without either get their nodes' degrees. Ten folds that are alike in classes: ``fold`` is for testing,
+    the next one for validation.
 
     Args:
         root: the folder with the files, or the one above it.
@@ -138,7 +139,7 @@ class TUDataset(GraphDataset):
         folder = find_folder(
             root, [f"{which}_A.txt", f"{which}_graph_indicator.txt"], (which, f"{which}/raw", "raw"), which, hint
         )
-        table, y, names, files = _read_tu(folder, which, hint)
+        table, y, names, files, self._attributes = _read_tu(folder, which, hint)
         table = table.validate(str(folder / f"{which}_A.txt"))
         if names is None:
             place = stratified_folds(np.zeros(len(table), dtype=np.int64), 10, split_seed)
@@ -152,14 +153,29 @@ class TUDataset(GraphDataset):
             splits,
             targets=names or [f"target {k}" for k in range(y.shape[1])],
             kind="regression" if names is None else "classes",
-            key=content_key(*files, f"{which} {fold} {split_seed}"),
-            standardize=False,
+            key=content_key(*files, f"{which} {fold} {split_seed} standardised"),
+            standardize=True,
             device=device,
         )
 
+    def standardize(self) -> None:
+        """Attributes get zero mean and unit deviation over the training split; columns of labels stay 0 and 1."""
+        before = self.table
+        super().standardize()
+        for name, field, numbers in zip(("x", "edge"), ("x", "edge_attr"), self._attributes, strict=True):
+            features = getattr(self.table, field)
+            if features is not None:
+                features[:, numbers:] = getattr(before, field)[:, numbers:]
+                labels = features.shape[1] - numbers
+                self.features[f"{name}_mean"][numbers:] = [0.0] * labels
+                self.features[f"{name}_std"][numbers:] = [1.0] * labels
 
-def _read_tu(folder: Path, which: str, hint: str) -> tuple[GraphTable, np.ndarray, list[str] | None, list[Path]]:
-    """The table, the targets (S, K), the names of the classes (None for values), and the files."""
+
+def _read_tu(
+    folder: Path, which: str, hint: str
+) -> tuple[GraphTable, np.ndarray, list[str] | None, list[Path], tuple[int, int]]:
+    """The table, the targets (S, K), the names of the classes (None for values), the files, and how many of the nodes'
+    and of the edges' columns are attributes."""
     files = []
 
     def read(name: str, dtype: type, rows: int) -> np.ndarray | None:
@@ -186,10 +202,11 @@ def _read_tu(folder: Path, which: str, hint: str) -> tuple[GraphTable, np.ndarra
         line = int((owner != graph[ends[:, 1]]).argmax()) + 1
         raise DataError(f"{files[0]}, row {line}: the edge joins two graphs", hint)
     order = np.argsort(owner, kind="stable")
-    x = _columns(read("node_attributes", np.float32, len(graph)), read("node_labels", np.int64, len(graph)))
+    x, of_nodes = _columns(read("node_attributes", np.float32, len(graph)), read("node_labels", np.int64, len(graph)))
     if x is None:
-        x = np.log1p(np.bincount(ends[:, 0], minlength=len(graph))).astype(np.float32)[:, None]
-    edge_attr = _columns(read("edge_attributes", np.float32, len(ends)), read("edge_labels", np.int64, len(ends)))
+        x, of_nodes = np.log1p(np.bincount(ends[:, 0], minlength=len(graph))).astype(np.float32)[:, None], 1
+    edge_labels = read("edge_labels", np.int64, len(ends))
+    edge_attr, of_edges = _columns(read("edge_attributes", np.float32, len(ends)), edge_labels)
     values = read("graph_attributes", np.float32, len(nodes))
     labels = read("graph_labels", np.int64, len(nodes))
     names = None
@@ -206,16 +223,17 @@ def _read_tu(folder: Path, which: str, hint: str) -> tuple[GraphTable, np.ndarra
         node_ptr=borders(nodes),
         edge_ptr=borders(np.bincount(owner, minlength=len(nodes))),
     )
-    return table, values, names, files
+    return table, values, names, files, (of_nodes, of_edges)
 
 
-def _columns(values: np.ndarray | None, labels: np.ndarray | None) -> np.ndarray | None:
-    """Attributes, and one column a value of each label, (rows, columns) float32."""
+def _columns(values: np.ndarray | None, labels: np.ndarray | None) -> tuple[np.ndarray | None, int]:
+    """Attributes, and one column a value of each label, (rows, columns) float32; and how many are attributes."""
     parts = [] if values is None else [values]
     for column in [] if labels is None else labels.T:
         known, place = np.unique(column, return_inverse=True)
         parts.append(np.eye(len(known), dtype=np.float32)[place])
-    return np.concatenate(parts, axis=1) if parts else None
+    numbers = 0 if values is None else values.shape[1]
+    return np.concatenate(parts, axis=1) if parts else None, numbers
 
 
 class PygFile(GraphDataset):

@@ -20,6 +20,7 @@ from seqgraph_graph_mamba.table import GraphTable, borders
 SHIPPED = Path(__file__).parent / "datasets" / "ogbg_molesol"
 # Rows from which parsing takes long enough to be kept.
 _CACHE_ABOVE = 2000
+_RAW = ("num-node-list", "num-edge-list", "edge", "node-feat", "edge-feat", "graph-label")
 OGB_UNITS = {"esol": "log10(mol/l)", "freesolv": "kcal/mol", "lipo": "log10"}
 
 
@@ -54,10 +55,18 @@ class OgbMolecules(GraphDataset):
         for split in ("train", "valid", "test"):
             files.append(folder / "split" / "scaffold" / f"{split}.csv.gz")
             splits[split] = read_rows(files[-1], len(rows), hint)
+        raw: list[Path] = []
         if (folder / "raw").is_dir():
-            table = _read_raw(folder / "raw", len(rows), len(targets), hint)
-        else:
-            table = GraphTable.from_graphs(molecule_graphs(rows, smiles, targets, mapping)[0])
+            raw = [existing_file(folder / "raw" / f"{part}.csv.gz", hint) for part in _RAW]
+
+        def read() -> Arrays:
+            if raw:
+                return _read_raw(raw, len(rows), len(targets), hint).to_arrays()
+            return GraphTable.from_graphs(molecule_graphs(rows, smiles, targets, mapping)[0]).to_arrays()
+
+        large = len(rows) >= _CACHE_ABOVE
+        content = content_key(*files, *raw, f"ogb {name} v{VERSION}") if large else ""
+        table = GraphTable.from_arrays(cached(content, read, use=large, small=True))
         known = table.y[~torch.isnan(table.y)]
         super().__init__(
             table,
@@ -72,10 +81,8 @@ class OgbMolecules(GraphDataset):
         )
 
 
-def _read_raw(raw: Path, size: int, targets: int, hint: str) -> GraphTable:
+def _read_raw(paths: Sequence[Path], size: int, targets: int, hint: str) -> GraphTable:
     """OGB's six files, each edge once, as a table with both directions side by side."""
-    names = ("num-node-list", "num-edge-list", "edge", "node-feat", "edge-feat", "graph-label")
-    paths = [raw / f"{name}.csv.gz" for name in names]
     nodes, edges = (read_numbers(path, hint, columns=1)[:, 0] for path in paths[:2])
     ends = read_numbers(paths[2], hint, columns=2)
     x, edge_attr = (read_numbers(path, hint, columns=c) for path, c in zip(paths[3:5], (9, 3)))
@@ -99,7 +106,7 @@ def _read_raw(raw: Path, size: int, targets: int, hint: str) -> GraphTable:
         node_ptr=borders(nodes),
         edge_ptr=borders(2 * edges),
     )
-    return table.validate(str(raw))
+    return table.validate(str(paths[0].parent))
 
 
 def molecule_graphs(

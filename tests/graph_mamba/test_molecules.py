@@ -12,7 +12,7 @@ import torch
 
 from seqgraph.cli.main import main
 from seqgraph.errors import ConfigError, DataError
-from seqgraph_graph_mamba import molecules
+from seqgraph_graph_mamba import cache, molecules
 from seqgraph_graph_mamba.benchmarks import PygFile, TUDataset, Zinc12k
 from seqgraph_graph_mamba.codes import PYG_ATOM_SIZES
 from seqgraph_graph_mamba.data import GraphDataset
@@ -48,6 +48,26 @@ def test_ogbs_files_are_its_smiles(shared_data, which, kind, sizes):
     for name, value in GraphTable.from_graphs(graphs).to_arrays().items():
         np.testing.assert_allclose(data.table.to_arrays()[name], value, rtol=1e-6, err_msg=name)
     assert data.smiles == [row["smiles"] for row in rows]
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_large_ogb_set_is_read_once(shared_data, tmp_path, monkeypatch, raw):
+    import shutil
+
+    folder = tmp_path / "ogbg_molfreesolv"
+    shutil.copytree(shared_data / "graph" / "ogbg-small" / folder.name, folder, copy_function=shutil.copyfile)
+    if not raw:
+        shutil.rmtree(folder / "raw")
+    plain = OgbMolecules(str(tmp_path), which="freesolv")
+    assert not list(cache.cache_folder().rglob("*.npz"))  # small sets are not kept
+    monkeypatch.setattr(molecules, "_CACHE_ABOVE", 0)
+    first = OgbMolecules(str(tmp_path), which="freesolv")
+    for name in ("_read_raw", "molecule_graphs"):
+        monkeypatch.setattr(molecules, name, lambda *_: pytest.fail("read again"))
+    second = OgbMolecules(str(tmp_path), which="freesolv")
+    for name, value in plain.table.to_arrays().items():
+        assert np.array_equal(first.table.to_arrays()[name], value)
+        assert np.array_equal(second.table.to_arrays()[name], value)
 
 
 def test_a_short_ogb_file_is_named(shared_data, tmp_path):
@@ -152,7 +172,9 @@ def test_tudataset_is_pygs(tmp_path):
     write_tu(tmp_path / "TOY")
     data = TUDataset(str(tmp_path), which="TOY")
     theirs, slices, _ = read_tu_data(str(tmp_path / "TOY"), "TOY")
-    assert torch.equal(data.table.x, theirs.x) and torch.equal(data.table.y[:, 0].long(), theirs.y)
+    assert torch.equal(data.table.x[:, 2:], theirs.x[:, 2:]) and torch.equal(data.table.y[:, 0].long(), theirs.y)
+    mean, std = (torch.tensor(data.features[name]) for name in ("x_mean", "x_std"))
+    torch.testing.assert_close(data.table.x * std + mean, theirs.x)
     assert torch.equal(data.table.node_ptr, slices["x"])
     for i in (0, 7, 19):
         ours = {tuple(e) for e in data.table[i].edge_index.T.tolist() if e[0] != e[1]}
@@ -163,6 +185,18 @@ def test_tudataset_is_pygs(tmp_path):
     folds = [TUDataset(str(tmp_path), which="TOY", fold=k) for k in range(10)]
     assert sorted(np.concatenate([f.splits["test"] for f in folds]).tolist()) == list(range(20))
     assert all(sorted(labels[f.splits["test"]]) == [0, 1] for f in folds)
+
+
+def test_attributes_of_tudataset_are_standardised_and_labels_are_not(tmp_path):
+    write_tu(tmp_path / "TOY")
+    data = TUDataset(str(tmp_path), which="TOY", fold=3)
+    nodes, _ = data.training_rows()
+    x = data.table.x[nodes]
+    torch.testing.assert_close(x[:, :2].mean(0), torch.zeros(2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x[:, :2].std(0, correction=0), torch.ones(2))
+    assert (data.table.x[:, 2:].sum(1) == 1).all() and set(data.table.edge_attr.unique().tolist()) == {0.0, 1.0}
+    for name, kept in (("x", 2), ("edge", 0)):
+        assert not any(data.features[f"{name}_mean"][kept:]) and set(data.features[f"{name}_std"][kept:]) == {1.0}
 
 
 def test_classes_of_graphs_are_learnt(tmp_path, make_model):
