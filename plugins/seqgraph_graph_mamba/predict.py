@@ -47,7 +47,10 @@ def predict(
             typer.echo(f"left out: {error.message}", err=True)
     model: Any = seqgraph.load(run, device=device)
     if not hasattr(model, "predict") or getattr(model, "node_features", None) != "atom":
-        raise CheckpointError(f"{run} holds a {type(model).__name__}, which does not read molecules")
+        raise CheckpointError(
+            f"{run} holds a {type(model).__name__}, which does not read molecules",
+            "give a run on molecules: of ogbg-molesol, say, or of a CSV with data.name=smiles-csv",
+        )
     if getattr(model, "level", "graph") != "graph":
         raise CheckpointError(
             f"{run} predicts atoms, not molecules",

@@ -32,10 +32,22 @@ def test_published_parameter_counts():
     assert [_count(BiMamba(d, direction="forward", expand=1)) for d in (64, 52, 48)] == [16_320, 11_388, 9_840]
 
 
-def test_published_size_of_the_peptides_model():
-    model = GraphMamba(96, 3, 10, pe="laplacian", pe_size=10, pe_width=16, head_layers=1)
-    # published: 373,018, of which the edge norm of the last layer (192) is never used
-    assert _count(model) == 373_018 - 192
+IMAGE = {"level": "node", "node_features": "linear", "d_node": 14, "edge_features": "linear", "d_edge": 2}
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "d_out", "head_layers", "more", "published"),
+    [
+        pytest.param(3, 10, 1, {}, 373_018, id="Peptides-func"),
+        pytest.param(4, 11, 1, {}, 491_867, id="Peptides-struct"),
+        pytest.param(4, 21, 3, IMAGE, 497_781, id="PascalVOC-SP"),
+        pytest.param(4, 96, 1, {"level": "node"}, 500_112, id="PCQM-Contact"),
+    ],
+)
+def test_published_sizes_of_the_models(n_layers, d_out, head_layers, more, published):
+    model = GraphMamba(96, n_layers, d_out, pe="laplacian", pe_size=10, pe_width=16, head_layers=head_layers, **more)
+    # published with the edge norm of the last layer (192), which is never used
+    assert _count(model) == published - 192
 
 
 def _normalised(values, norm):
