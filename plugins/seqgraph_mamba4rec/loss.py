@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -89,6 +90,9 @@ def gbce_loss(
     and the sampling rate a = n / (V - 1). t = 0 is plain binary cross-entropy, t = 1 calibrates fully. As a power of
     the probability comes out of its logarithm as a factor, no logit has to be transformed.
 
+    Here s is a logit less log V, which no ranking notices: every item then starts at about 1 / V and not at a half.
+    Without it the first steps teach the read-outs to push all items down alike, and training stays there.
+
     Args:
         hidden: read-outs, (P, D).
         weight: item vectors, (V, D).
@@ -102,13 +106,13 @@ def gbce_loss(
         As :func:`softmax_loss`.
     """
     rate = min(1.0, negatives / max(1, len(weight) - 1))
-    beta = rate * (t * (1 - 1 / rate) + 1 / rate)
+    beta, start = rate * (t * (1 - 1 / rate) + 1 / rate), math.log(len(weight))
     against = _Against(negatives, len(weight), had)
 
     def loss(h: Tensor, w: Tensor, right: Tensor, weights: Tensor | None, rows: slice) -> Tensor:
         own, others, hit = against(h, w, right, weights, rows)
-        wrong = F.logsigmoid(-others).masked_fill(hit, 0.0)
-        return -(beta * F.logsigmoid(own).sum() + wrong.sum()) / (negatives + 1)
+        wrong = F.logsigmoid(start - others).masked_fill(hit, 0.0)
+        return -(beta * F.logsigmoid(own - start).sum() + wrong.sum()) / (negatives + 1)
 
     return _chunked(loss, hidden, weight, target, negatives, budget, had)
 

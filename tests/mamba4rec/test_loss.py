@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from seqgraph_mamba4rec import loss as losses
@@ -71,15 +72,32 @@ def test_gbce_is_the_papers_transformed_logit(monkeypatch, t):
     rate = 4 / 10
     beta = rate * (t * (1 - 1 / rate) + 1 / rate)
     assert beta == pytest.approx({0.0: 1.0, 0.75: 0.55, 1.0: rate}[t])
-    own = (h * w[target]).sum(1)
+    own = (h * w[target]).sum(1) - math.log(11)  # all of eleven items start at about one in eleven
     moved = torch.log(1 / (torch.sigmoid(own) ** -beta - 1))
-    logits = torch.cat([moved[:, None], (w[drawn] * h[:, None]).sum(-1)], 1)
+    logits = torch.cat([moved[:, None], (w[drawn] * h[:, None]).sum(-1) - math.log(11)], 1)
     right = torch.zeros_like(logits)
     right[:, 0] = 1
     wanted = F.binary_cross_entropy_with_logits(logits, right)
     assert loss.item() == pytest.approx(wanted.item(), abs=1e-10)
     for ours, theirs in zip(torch.autograd.grad(loss, [h, w]), torch.autograd.grad(wanted, [h, w])):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-8)
+
+
+def test_gbce_does_not_stay_where_all_items_are_pushed_down():
+    """The successor of each of 400 items; with logits that start at a half nothing is learnt in any time."""
+    torch.manual_seed(0)
+    items = nn.Embedding(400, 16)
+    nn.init.normal_(items.weight, std=0.02)
+    net = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16), nn.LayerNorm(16))
+    optimizer = torch.optim.Adam([*items.parameters(), *net.parameters()], lr=1e-2)
+    after = torch.arange(400).roll(-1)
+    for _ in range(50):
+        loss = gbce_loss(net(items.weight), items.weight, after, negatives=64)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    best = (net(items.weight) @ items.weight.T).topk(10).indices
+    assert (best == after[:, None]).any(1).float().mean() > 0.9
 
 
 def test_many_draws_are_the_whole_catalogue():
