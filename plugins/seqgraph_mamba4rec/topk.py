@@ -78,8 +78,10 @@ class ItemIndex:
             Scores (S, k) fp32, minus infinity where too few items are left, and rows of items (S, k) int64.
 
         Raises:
-            ValueError: for an index with a term and no ``had``.
+            ValueError: for a k below 1, and for an index with a term and no ``had``.
         """
+        if k < 1:
+            raise ValueError(f"a list of {k} items: k is 1 or more")
         if self.term is not None and had is None and len(users):
             raise ValueError("this index has a term for what users have had, pass had=")
         k = min(k, len(self.items))

@@ -79,6 +79,8 @@ def test_nobody_nothing_and_ties(backend):
     assert scores.shape == found.shape == (0, 5)
     same = index(torch.ones(4, 3), backend).search(torch.ones(2, 3), 9)
     assert same[1].tolist() == [[0, 1, 2, 3]] * 2  # of equal scores the lower row first
+    with pytest.raises(ValueError, match="k is 1 or more"):
+        index(torch.ones(4, 3), backend).search(torch.ones(2, 3), 0)
     alone, other = in_order(torch.tensor([[1.0, 3.0, 1.0]]), torch.tensor([[9, 5, 2]]))
     assert alone.tolist() == [[3.0, 1.0, 1.0]] and other.tolist() == [[5, 2, 9]]
 
