@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from seqgraph.errors import CheckpointError
+from seqgraph.tokenize.protein import ProteinAlphabet
 from seqgraph.train.foreign import Weights, fill
 from seqgraph_lc_plm.model import LcPlm, MambaLM
 
@@ -28,7 +29,8 @@ def lc_plm(weights: Weights) -> LcPlm | None:
     tied to it; one that is stored is kept, also where its values are the embedding's.
 
     Raises:
-        CheckpointError: for tensors missing, left over or of another shape, or a variant that is not computed here.
+        CheckpointError: for tensors missing, left over or of another shape, another alphabet, or a variant that is not
+            computed here.
     """
     prefix = "bimamba.backbone."
     if not _has(weights, prefix):
@@ -36,6 +38,13 @@ def lc_plm(weights: Weights) -> LcPlm | None:
     _require(weights, {**_BOTH, "rms_norm": True, "norm_epsilon": 1e-5}, "LC-PLM")
     weights, share = _share(weights, prefix)
     shapes = _shapes(weights, prefix, "embedding.weight", "mamba_fwd.")
+    tokens = ProteinAlphabet().tokens
+    if shapes["vocab_size"] < len(tokens):
+        raise CheckpointError(
+            f"{weights.file} has another alphabet: its embedding has {shapes['vocab_size']} rows, ESM-2's alphabet has "
+            f"{len(tokens)} tokens",
+            "only models of ESM-2's alphabet read proteins here",
+        )
     if shapes["mixer"] != "s6":
         raise CheckpointError(f"{weights.file} has Mamba-2 blocks; the published LC-PLM has Mamba-1")
     with torch.device("meta"):

@@ -25,12 +25,14 @@ def cluster_proteins(
     from seqgraph.errors import ConfigError
     from seqgraph.train.checkpoint import write_file
     from seqgraph_lc_plm.cluster import cluster
-    from seqgraph_lc_plm.fasta import read_fasta
+    from seqgraph_lc_plm.fasta import read_fasta, refuse_nucleotides
 
     if not 0 < identity <= 1:
         raise ConfigError(f"--identity {identity} is no share", "above 0 and at most 1")
     records = list(read_fasta(fasta, on_invalid=on_invalid, on_duplicate="error", first_word=True))
-    centres = cluster([record.sequence for record in records], identity).tolist()
+    sequences = [record.sequence for record in records]
+    refuse_nucleotides(sequences, fasta)
+    centres = cluster(sequences, identity).tolist()
     rows = sorted((centre, centre != i, i) for i, centre in enumerate(centres))
     write_file(output, "".join(f"{records[centre].label}\t{records[i].label}\n" for centre, _, i in rows))
     print(f"{len(records)} proteins in {len(set(centres))} clusters: {output}")

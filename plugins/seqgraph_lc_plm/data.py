@@ -16,7 +16,7 @@ from seqgraph.errors import ConfigError, DataError
 from seqgraph.stream import TokenStream
 from seqgraph.tokenize.protein import ProteinAlphabet
 from seqgraph.train.task import Dataset, Split
-from seqgraph_lc_plm.fasta import LETTERS, OnDuplicate, OnInvalid, read_fasta
+from seqgraph_lc_plm.fasta import LETTERS, OnDuplicate, OnInvalid, read_fasta, refuse_nucleotides
 from seqgraph_lc_plm.table import read_columns
 
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
@@ -150,7 +150,7 @@ class Fasta(Proteins):
         on_duplicate: likewise.
 
     Raises:
-        DataError: for a file or record that cannot be used, a record in no cluster, or a split that came out empty.
+        DataError: for a file or record that cannot be used, DNA, a record in no cluster, or an empty split.
     """
 
     def __init__(
@@ -168,6 +168,7 @@ class Fasta(Proteins):
     ) -> None:
         file = Path(root, path) if root else Path(path)
         records = list(read_fasta(file, on_invalid=on_invalid, on_duplicate=on_duplicate))
+        refuse_nucleotides((record.sequence for record in records), file)
         families: list[str] | None = None
         if clusters is not None:
             table = Path(root, clusters) if root else Path(clusters)
@@ -197,7 +198,7 @@ class ProteinTable(Proteins):
 
     Raises:
         ConfigError: for a column that is not there.
-        DataError: for a row that cannot be used, naming its line, or a split that came out empty.
+        DataError: for a row that cannot be used, naming its line, DNA, or a split that came out empty.
     """
 
     def __init__(
@@ -239,6 +240,7 @@ class ProteinTable(Proteins):
             if cluster is not None:
                 families.append(rest[-1])
             found.append(letters)
+        refuse_nucleotides(found, file)
         places = splits or hashed_splits(families or found, valid_fraction, test_fraction, split_seed)
         sequences, kept = divide(found, places, families or None)
         fractions = {"train": 1.0, "valid": valid_fraction, "test": test_fraction}

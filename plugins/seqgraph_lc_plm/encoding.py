@@ -16,6 +16,7 @@ from seqgraph.tokenize.protein import RESIDUE
 from seqgraph_lc_plm.base import ProteinLM, Semantics, cut_batches
 from seqgraph_lc_plm.contacts import jacobian_contacts
 from seqgraph_lc_plm.fasta import Record, short
+from seqgraph_lc_plm.memory import attempt
 from seqgraph_lc_plm.writers import LAYERED, Include, Key
 
 Precision = Literal["fp32", "bf16"]
@@ -90,15 +91,7 @@ class Encoding:
 
     def _attempt(self, records: Sequence[Record], places: Sequence[int]) -> Batch | None:
         """The batch, or None when memory does not suffice."""
-        try:
-            return self._start(records, places)
-        except RuntimeError as error:
-            if not _out_of_memory(error):
-                raise
-        # Out here the traceback, which holds on to the tensors, is gone.
-        if self.model.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
+        return attempt(lambda: self._start(records, places), self.model.device)
 
     def _halve(self, tokens: int, count: int, record: Record) -> None:
         if count == 1:
@@ -130,7 +123,7 @@ class Encoding:
                 logits = self.model(moved)[:, : len(self.model.alphabet)].float()
             contacts = []
             if "contacts" in self.include:
-                contacts = [jacobian_contacts(self.model, stream[i], self.max_tokens) for i in range(len(records))]
+                contacts = [self._contacts(stream[i]) for i in range(len(records))]
         for kind in self.include:
             if kind == "logits" and logits is not None:
                 found[kind, None] = logits[on_device[0]]
@@ -147,6 +140,17 @@ class Encoding:
         for result, square in zip(results, contacts):
             result["contacts", None] = square.cpu().to(self.dtype)
         return Batch(places, results, ready)
+
+    def _contacts(self, stream: TokenStream) -> Tensor:
+        """Contacts of one protein (L, L): many copies of it a pass, fewer where memory does not suffice."""
+        while True:
+            found = attempt(lambda: jacobian_contacts(self.model, stream, self.max_tokens), self.model.device)
+            if found is not None:
+                return found
+            if self.max_tokens // 2 < stream.num_tokens:
+                raise torch.OutOfMemoryError("contacts")  # one copy was too much
+            self.max_tokens //= 2
+            self.on_halved(self.max_tokens)
 
     def _states(self, stream: TokenStream) -> dict[int, TokenStream]:
         if not any(kind in self.include for kind in LAYERED):
@@ -178,7 +182,3 @@ def _to_cpu(found: dict[Key, Tensor], device: torch.device) -> tuple[dict[Key, T
     done = torch.cuda.Event()
     done.record()
     return copies, done.synchronize
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

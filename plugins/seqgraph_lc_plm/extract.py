@@ -19,6 +19,7 @@ from seqgraph_lc_plm.base import ProteinLM, Semantics
 from seqgraph_lc_plm.encoding import Batch, Encoding, Precision
 from seqgraph_lc_plm.fasta import OnInvalid, Record
 from seqgraph_lc_plm.folder import Done, Folder
+from seqgraph_lc_plm.memory import halved
 from seqgraph_lc_plm.ranks import Ranks
 from seqgraph_lc_plm.survey import Cut, Source, Survey, survey
 from seqgraph_lc_plm.writers import KEYS, LAYERED, RAGGED, SHARD, Format, Include, OneEach, Shard, check_format
@@ -165,7 +166,7 @@ class Extraction:
             precision=self.precision,
             semantics=self.semantics,
             max_tokens=self.max_tokens,
-            on_halved=lambda tokens: note(f"out of memory: going on with {tokens} tokens a batch"),
+            on_halved=lambda tokens: note(halved(tokens)),
         )
         found = surveyed or ranks.first(lambda: self.survey)
         columns = ("name", "residues", "label", "row") if self.shard_bytes else ("name", "residues", "label")

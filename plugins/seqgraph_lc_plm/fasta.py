@@ -8,7 +8,7 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
@@ -177,6 +177,68 @@ def _pieces(file: IO[str]) -> Iterator[tuple[int, bool, str]]:
         index += begins
 
 
+class Nucleotides:
+    """Tells a file of DNA or RNA from one of proteins.
+
+    A record reads as nucleotides when all its letters are codes of nucleotides, IUPAC's ambiguous ones among them, and
+    nine of ten are A C G T U N; a file does when nine of ten of its letters are in such records, at least 30 in all and
+    of three kinds or more. In proteins those six letters are about a quarter.
+    """
+
+    def __init__(self) -> None:
+        self._records = self._like = self._letters = self._letters_like = 0
+        self._kinds: set[str] = set()
+
+    def add(self, sequence: str) -> None:
+        """Count a record, in upper case."""
+        self._records += 1
+        self._letters += len(sequence)
+        if is_nucleotide(sequence):
+            self._like += 1
+            self._letters_like += len(sequence)
+            self._kinds |= _BASES & set(sequence)
+
+    @property
+    def found(self) -> bool:
+        """Whether what was counted is DNA or RNA."""
+        return len(self._kinds) >= 3 and self._letters_like >= max(30, _MOST * self._letters)
+
+    def refuse(self, what: str | Path, hint: str = "") -> None:
+        """Raise for DNA or RNA.
+
+        Args:
+            what: the file, or what else was read.
+            hint: what may be done besides translating it.
+
+        Raises:
+            DataError: when :attr:`found`.
+        """
+        if not self.found:
+            return
+        many = f"all {self._records}" if self._like == self._records else f"{self._like} of {self._records}"
+        raise DataError(
+            f"{what} looks like DNA or RNA: {many} records are written in the letters of nucleotides",
+            "translate it to protein first" + (f"; {hint}" if hint else ""),
+        )
+
+
+def refuse_nucleotides(sequences: Iterable[str], what: str | Path) -> None:
+    """Raise for sequences, in upper case, that are DNA or RNA; see :class:`Nucleotides`.
+
+    Raises:
+        DataError: naming ``what`` they are.
+    """
+    nucleotides = Nucleotides()
+    for sequence in sequences:
+        nucleotides.add(sequence)
+    nucleotides.refuse(what)
+
+
+_BASES = frozenset("ACGTU")
+_CODES = frozenset("ACGTUNRYSWKMBDHVX.-")
+_MOST = 0.9
+
+
 def is_nucleotide(sequence: str) -> bool:
-    """Whether a sequence of at least 50 letters is written in those of DNA or RNA alone."""
-    return len(sequence) >= 50 and not set(sequence) - set("ACGTUN")
+    """Whether an upper-case sequence reads as DNA or RNA; see :class:`Nucleotides`."""
+    return _CODES.issuperset(sequence) and sum(map(sequence.count, "ACGTUN")) >= _MOST * len(sequence)

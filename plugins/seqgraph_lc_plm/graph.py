@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from seqgraph.errors import ConfigError, DataError, PluginError
-from seqgraph_lc_plm.fasta import LETTERS, OnInvalid, is_nucleotide, read_fasta
+from seqgraph_lc_plm.fasta import LETTERS, Nucleotides, OnInvalid, read_fasta
 from seqgraph_lc_plm.table import read_columns
 
 OnMissing = Literal["error", "skip"]
@@ -128,7 +128,7 @@ def read_sequences(path: Path, *, on_invalid: OnInvalid = "error") -> Iterator[t
         DataError: naming the record or line that cannot be used, or a name that comes twice; for DNA.
     """
     seen: set[str] = set()
-    dna = 0
+    nucleotides = Nucleotides()
     records: Iterable[tuple[str, str, str]]
     if _is_fasta(path):
         records = (
@@ -145,13 +145,9 @@ def read_sequences(path: Path, *, on_invalid: OnInvalid = "error") -> Iterator[t
         if name in seen:
             raise DataError(f"{path}: {where}: the name {name} is there already", "names must be unique")
         seen.add(name)
-        dna += is_nucleotide(sequence)
+        nucleotides.add(sequence)
         yield name, sequence
-    if seen and dna == len(seen):
-        raise DataError(
-            f"{path} looks like DNA or RNA: all {dna} records are written in A C G T U N alone",
-            "translate it to protein first",
-        )
+    nucleotides.refuse(path)
 
 
 def _tidy(text: str, where: str, on_invalid: OnInvalid) -> str:
@@ -245,7 +241,7 @@ def _refuse_missing(where: str, missing: list[str], named: int, sequences: Path 
     of = f" in {sequences}" if sequences else ""
     raise DataError(
         f"{where}: {len(missing):,} of {named:,} proteins have no sequence{of}: {', '.join(missing[:_SHOWN])}{more}",
-        "are the names written alike in both files? on_missing=skip leaves their interactions out",
+        "are the names written alike in both files? on_missing=skip (--skip-missing) leaves their interactions out",
     )
 
 

@@ -41,6 +41,7 @@ def embed_network(
     from seqgraph_lc_plm.folder import Done, Folder
     from seqgraph_lc_plm.graph import read_graph
     from seqgraph_lc_plm.graph_embed import embed_in_graph
+    from seqgraph_lc_plm.memory import halved
     from seqgraph_lc_plm.models import open_model
     from seqgraph_lc_plm.progress import ResidueProgress
     from seqgraph_lc_plm.writers import SHARD, Shard
@@ -62,6 +63,7 @@ def embed_network(
         found = embed_in_graph(
             network, graph, proteins=proteins, walks=walks, p=p, q=q, layer=depth,
             max_tokens=toks_per_batch, seed=seed, progress=lambda count: progress(0, count),
+            on_halved=lambda tokens: progress.note(halved(tokens)),
         )  # fmt: skip
     writer = Shard(folder, "safetensors", 0)
     rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from seqgraph_lc_plm.base import ProteinLM, cut_batches
 from seqgraph_lc_plm.graph import InteractionGraph
 from seqgraph_lc_plm.graph_data import Contexts, join, walk
 from seqgraph_lc_plm.graph_task import LINKED, first_proteins
+from seqgraph_lc_plm.memory import attempt
 
 
 def embed_in_graph(
@@ -32,6 +34,7 @@ def embed_in_graph(
     max_tokens: int = 16384,
     seed: int = 0,
     progress: Callable[[int], Any] = lambda residues: None,
+    on_halved: Callable[[int], Any] = lambda tokens: None,
 ) -> Tensor:
     """Embed proteins, each at the beginning of several walks.
 
@@ -49,15 +52,16 @@ def embed_in_graph(
         layer: see :meth:`TokenModel.represent`.
         pooling: "mean" over the protein's residues, or "bos", its <cls>.
         edge_index: other interactions to walk over than the graph's, (2, M), such as those of a training set.
-        max_tokens: tokens in one forward pass; a longer context is one by itself.
+        max_tokens: tokens in one forward pass; a longer context is one by itself; halved when memory does not suffice.
         seed: of the walks.
         progress: called with the residues done since the last call, neighbours not counted.
+        on_halved: called with the new number of tokens.
 
     Returns:
         (N, D) float32 on the CPU.
 
     Raises:
-        DataError: for a name that the graph does not have.
+        DataError: for a name that the graph does not have, or a context that memory does not suffice for.
         ConfigError: for a model without rows for the links, or options out of range.
     """
     if getattr(model, "vocab_size", 33) < LINKED:
@@ -79,12 +83,31 @@ def embed_in_graph(
     alphabet = ProteinAlphabet(links=True)
     found = torch.zeros(len(paths), model.d_model, dtype=torch.float64)
     lengths = contexts.lengths().tolist()
-    for batch in cut_batches(lengths, max_tokens):
+    todo = cut_batches(lengths, max_tokens)[::-1]
+    while todo:
+        batch = todo.pop()
         stream = join(alphabet, [contexts[i] for i in batch])
-        states = first_proteins(model.represent(stream, [layer])[layer])
+        states = attempt(partial(_read, model, stream, layer), model.device)
+        if states is None:
+            if len(batch) == 1:
+                name = graph.names[int(starts[batch[0]])]
+                raise DataError(
+                    f"memory on {model.device} does not suffice for {name} and its neighbours, "
+                    f"{lengths[batch[0]]:,} tokens",
+                    "fewer --proteins, or --nogpu",
+                )
+            max_tokens = min(max_tokens, sum(lengths[i] for i in batch)) // 2
+            on_halved(max_tokens)
+            left = sorted(i for group in [batch, *todo] for i in group)
+            todo = [[left[i] for i in group] for group in cut_batches([lengths[i] for i in left], max_tokens)][::-1]
+            continue
         found[batch] = _pool(states, pooling).double().cpu()
         progress(states.num_tokens - 2 * len(batch))
     return found.view(len(wanted), walks, -1).mean(1).float()
+
+
+def _read(model: ProteinLM, stream: TokenStream, layer: int) -> TokenStream:
+    return first_proteins(model.represent(stream, [layer])[layer])
 
 
 def _pool(states: TokenStream, pooling: str) -> Tensor:

@@ -24,7 +24,7 @@ def open_model(name: str, device: str = "cpu") -> ProteinLM:
         device: where it goes.
 
     Raises:
-        CheckpointError: when it is not there, damaged, or no model of proteins.
+        CheckpointError: when it is not there, damaged, or no model of proteins, or of another alphabet.
         PluginError: for an ESM-2 without fair-esm.
     """
     from seqgraph_lc_plm import esm2
@@ -34,7 +34,20 @@ def open_model(name: str, device: str = "cpu") -> ProteinLM:
     from seqgraph import load
 
     ours = {} if Path(name).exists() else shipped()
+    if name not in ours and not Path(name).exists():
+        raise CheckpointError(
+            f"{name}: no such file or folder, and no model of that name",
+            f"give a run, a checkpoint, {', '.join(shipped())}, or an ESM-2 (.pt file, or a name as esm2_t6_8M_UR50D)",
+        )
     network = load(ours.get(name, name), device=device)
     if not isinstance(network, ProteinLM):
         raise CheckpointError(f"{name} holds a {type(network).__name__}, no model of proteins", "give an lc-plm run")
+    tokens = network.alphabet.tokens
+    trained = network.assets.get("alphabet", tokens)
+    for place, (found, wanted) in enumerate(zip(trained, tokens, strict=False)):  # either may have more
+        if found != wanted:
+            raise CheckpointError(
+                f"{name} was trained with another alphabet: its token {place} is {found!r}, ESM-2's is {wanted!r}",
+                "only models of ESM-2's alphabet read proteins here",
+            )
     return network

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seqgraph.errors import ConfigError, DataError
 from seqgraph_lc_plm.base import ProteinLM
-from seqgraph_lc_plm.fasta import LETTERS, read_fasta
+from seqgraph_lc_plm.fasta import LETTERS, read_fasta, refuse_nucleotides
 from seqgraph_lc_plm.scoring import Method, log_probabilities
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
@@ -169,7 +169,7 @@ def wild_type(table: Table, *, column: str = "mutant", mutated: str = "mutated_s
     """The protein that a table's variants come from: its first mutated sequence, with the old letters put back.
 
     Raises:
-        DataError: when the table has no such column, or the row does not fit.
+        DataError: when the table has no such column, the row does not fit, or it is DNA.
     """
     if mutated not in table.columns:
         raise DataError(
@@ -188,6 +188,7 @@ def wild_type(table: Table, *, column: str = "mutant", mutated: str = "mutated_s
                 "give the protein by --sequence or --fasta, and --offset if the numbers do not begin at 1",
             )
         letters[place] = one.old
+    refuse_nucleotides(["".join(letters)], f"the column {mutated!r} of {table.path}")
     return "".join(letters)
 
 
@@ -195,17 +196,22 @@ def protein(sequence: str | None, fasta: Path | None) -> str | None:
     """The protein that was given as letters or as the only record of a file; None when neither was.
 
     Raises:
-        DataError: for a file of several.
+        DataError: for a file of several, or DNA.
         ConfigError: when both were given.
     """
     if sequence is not None and fasta is not None:
         raise ConfigError("--sequence and --fasta both give the protein", "leave out one")
     if fasta is None:
-        return None if sequence is None else sequence.strip().upper().removesuffix("*")
+        if sequence is None:
+            return None
+        sequence = sequence.strip().upper().removesuffix("*")
+        refuse_nucleotides([sequence], "--sequence")
+        return sequence
     records = read_fasta(fasta)
     found = next(records).sequence
     if next(records, None) is not None:
         raise DataError(f"{fasta} holds several proteins", "give a file with the one that the variants are of")
+    refuse_nucleotides([found], fasta)
     return found
 
 
@@ -217,6 +223,7 @@ def score(
     method: Method = "masked-marginals",
     max_tokens: int = 16384,
     progress: Callable[[int], Any] = lambda positions: None,
+    on_halved: Callable[[int], Any] = lambda tokens: None,
 ) -> np.ndarray:
     """Sum over a variant's substitutions of log p(new) - log p(old) at their places (Meier et al. 2021, ESM-1v).
 
@@ -227,7 +234,9 @@ def score(
         (variants,) float64; 0 for the protein itself; higher is better.
     """
     places = sorted({one.place for variant in found for one in variant})
-    table = log_probabilities(model, sequence, places, method=method, max_tokens=max_tokens, progress=progress)
+    table = log_probabilities(
+        model, sequence, places, method=method, max_tokens=max_tokens, progress=progress, on_halved=on_halved
+    )
     row = {place: i for i, place in enumerate(places)}
     ids = {letter: model.alphabet.to_id(letter) for letter in LETTERS}
     logs = table.double().numpy()
@@ -264,13 +273,16 @@ def saturation(
     method: Method = "masked-marginals",
     max_tokens: int = 16384,
     progress: Callable[[int], Any] = lambda positions: None,
+    on_halved: Callable[[int], Any] = lambda tokens: None,
 ) -> Tensor:
     """Scores of all single substitutions.
 
     Returns:
         (20, L) float32, rows as :data:`AMINO_ACIDS`; 0 where the letter is the protein's own.
     """
-    table = log_probabilities(model, sequence, method=method, max_tokens=max_tokens, progress=progress)
+    table = log_probabilities(
+        model, sequence, method=method, max_tokens=max_tokens, progress=progress, on_halved=on_halved
+    )
     own = model.alphabet.encode([sequence], cls=False, eos=False).values
     letters = torch.tensor([model.alphabet.to_id(letter) for letter in AMINO_ACIDS])
     return (table[:, letters] - table.gather(1, own[:, None])).T.contiguous()

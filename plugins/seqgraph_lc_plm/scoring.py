@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from seqgraph.errors import DataError
 from seqgraph.stream import TokenStream
 from seqgraph_lc_plm.base import ProteinLM
+from seqgraph_lc_plm.memory import attempt
 
 Method = Literal["masked-marginals", "wt-marginals"]
 
@@ -25,6 +27,7 @@ def log_probabilities(
     method: Method = "masked-marginals",
     max_tokens: int = 16384,
     progress: Callable[[int], Any] = lambda positions: None,
+    on_halved: Callable[[int], Any] = lambda tokens: None,
 ) -> Tensor:
     """Log-probabilities of the 33 tokens at some positions of a protein.
 
@@ -36,6 +39,7 @@ def log_probabilities(
             K times L tokens; "wt-marginals": one pass over the protein as it is.
         max_tokens: tokens in one forward pass; halved when memory does not suffice.
         progress: called with the positions done since the last call.
+        on_halved: called with the new number of tokens.
 
     Returns:
         (K, 33) float32 on the CPU.
@@ -48,7 +52,9 @@ def log_probabilities(
     if not len(wanted):
         return torch.empty(0, len(model.alphabet))
     if method == "wt-marginals":
-        found = _logits(model, ids[None], wanted + 1)
+        found = attempt(partial(_logits, model, ids[None], wanted + 1), model.device)
+        if found is None:
+            raise _too_long(sequence)
         progress(len(wanted))
         return found.log_softmax(-1)
     parts: list[Tensor] = []
@@ -58,18 +64,21 @@ def log_probabilities(
         texts = ids.repeat(len(places), 1)
         row = torch.arange(len(places))
         texts[row, places] = model.alphabet.mask_id
-        try:
-            parts.append(_logits(model, texts, row * len(ids) + places))
-        except torch.OutOfMemoryError:
+        part = attempt(partial(_logits, model, texts, row * len(ids) + places), model.device)
+        if part is None:
             if copies == 1:
-                raise DataError(
-                    f"memory does not suffice for one pass over {len(sequence):,} residues", "try --nogpu"
-                ) from None
+                raise _too_long(sequence)
             copies //= 2
+            on_halved(copies * len(ids))
             continue
+        parts.append(part)
         done += len(places)
         progress(len(places))
     return torch.cat(parts).log_softmax(-1)
+
+
+def _too_long(sequence: str) -> DataError:
+    return DataError(f"memory does not suffice for one pass over {len(sequence):,} residues", "try --nogpu")
 
 
 def _logits(model: ProteinLM, texts: Tensor, where: Tensor) -> Tensor:
@@ -87,6 +96,7 @@ def pseudo_perplexity(
     method: Method = "masked-marginals",
     max_tokens: int = 16384,
     progress: Callable[[int], Any] = lambda positions: None,
+    on_halved: Callable[[int], Any] = lambda tokens: None,
 ) -> float:
     """exp of the mean negative log-likelihood of the residues, each masked by itself (Salazar et al. 2020).
 
@@ -95,6 +105,8 @@ def pseudo_perplexity(
     Raises:
         DataError: as :func:`log_probabilities`.
     """
-    found = log_probabilities(model, sequence, method=method, max_tokens=max_tokens, progress=progress)
+    found = log_probabilities(
+        model, sequence, method=method, max_tokens=max_tokens, progress=progress, on_halved=on_halved
+    )
     ids = model.alphabet.encode([sequence], cls=False, eos=False).values
     return math.exp(float(F.nll_loss(found.double(), ids)))

@@ -107,6 +107,9 @@ def perplexity(
     on_invalid: Annotated[
         Literal["error", "skip"], typer.Option("--on-invalid", help="Letters that are no amino acids, empty records.")
     ] = "error",
+    nucleotides: Annotated[
+        bool, typer.Option("--nucleotides", help="Read a file of nothing but A C G T U N as proteins.")
+    ] = False,
 ) -> None:
     """Pseudo-perplexity of each protein: how surprised the model is of its residues, each masked by itself.
 
@@ -119,7 +122,7 @@ def perplexity(
     from seqgraph_lc_plm.scoring import pseudo_perplexity
     from seqgraph_lc_plm.survey import Source, survey
 
-    source = Source(path=fasta, on_invalid=on_invalid, on_duplicate="number")
+    source = Source(path=fasta, on_invalid=on_invalid, on_duplicate="number", nucleotides=nucleotides)
     found = survey(source)
     text = io.StringIO()
     rows = csv_module.writer(text, lineterminator="\n")
@@ -142,6 +145,7 @@ def _scorer(
     """The model, with the budget and the progress that the scoring functions take."""
     import torch
 
+    from seqgraph_lc_plm.memory import halved
     from seqgraph_lc_plm.models import open_model
     from seqgraph_lc_plm.progress import ResidueProgress
 
@@ -149,4 +153,11 @@ def _scorer(
     network = open_model(model, device)
     context = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
     with context, ResidueProgress(what, None, positions) as progress:
-        yield network, {"max_tokens": max_tokens, "progress": lambda count: progress(0, count)}
+        yield (
+            network,
+            {
+                "max_tokens": max_tokens,
+                "progress": lambda count: progress(0, count),
+                "on_halved": lambda tokens: progress.note(halved(tokens)),
+            },
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from seqgraph.errors import DataError
-from seqgraph_lc_plm.fasta import OnDuplicate, OnInvalid, Record, is_nucleotide, read_fasta, same_name, short
+from seqgraph_lc_plm.fasta import Nucleotides, OnDuplicate, OnInvalid, Record, read_fasta, same_name, short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,8 @@ def survey(source: Source) -> Survey:
     path = source.path
     if path.exists() and not path.is_file() and not path.is_dir():
         raise DataError(f"{path} is a pipe, and the file is read twice", "write it to a file first; .gz will do")
-    records = residues = nucleotides = 0
+    records = residues = 0
+    nucleotides = Nucleotides()
     names, lengths, digest = array("Q"), array("I"), hashlib.blake2b(digest_size=16)
     for record in source.records():
         length = len(record.sequence)
@@ -151,17 +152,14 @@ def survey(source: Source) -> Survey:
                 "raise --contacts-max, use --truncation_seq_length, or leave out contacts",
             )
         records, residues = records + 1, residues + length
-        nucleotides += is_nucleotide(record.sequence)
+        if not source.nucleotides:
+            nucleotides.add(record.sequence)
         names.append(_hash(record.label))
         digest.update(f"{record.label}\0{record.sequence}\0".encode())
         lengths.append(length)
     if not records:
         raise DataError(f"{path}: no record is left to embed", "every one was skipped as invalid")
-    if nucleotides == records and not source.nucleotides:
-        raise DataError(
-            f"{path} looks like DNA or RNA: all {records} records are written in A C G T U N alone",
-            "translate it to protein first; --nucleotides reads the letters as amino acids all the same",
-        )
+    nucleotides.refuse(path, "--nucleotides reads the letters as amino acids all the same")
     hashes = np.sort(np.frombuffer(names, np.uint64))
     found = Survey(
         records=records,

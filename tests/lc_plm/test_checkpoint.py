@@ -18,6 +18,7 @@ from lc_plm_reference import lc_plm
 import seqgraph as sg
 from seqgraph.cli.main import main
 from seqgraph.errors import CheckpointError
+from seqgraph.train import checkpoint
 from seqgraph_lc_plm.model import LcPlm, MambaLM
 
 D, E, N, R, W, V, DEPTH = 32, 64, 4, 2, 4, 48, 3
@@ -201,6 +202,25 @@ def test_every_single_tensor_is_needed(folder):
         if name != "lm_head.weight":  # a tied head is left out
             with pytest.raises(CheckpointError, match=name.replace(".", r"\.")):
                 sg.load(folder({n: t for n, t in tensors.items() if n != name}, aliases()))
+
+
+def test_another_alphabet_is_refused(folder, tmp_path, capsys):
+    tensors = published()
+    for name in ("bimamba.backbone.embedding.weight", "lm_head.weight"):
+        tensors[name] = tensors[name][:26].clone()
+    with pytest.raises(CheckpointError, match="has another alphabet: its embedding has 26 rows"):
+        sg.load(folder(tensors, aliases()))
+    fields = {"d_model": D, "n_layers": DEPTH, "d_state": N, "vocab_size": V}
+    path = checkpoint.save(tmp_path / "own", sg.load(folder(published(), aliases())), name="lc-plm", fields=fields)
+    (tmp_path / "a.fasta").write_text(">a\nMKT\n")
+    words = ["embed", str(path), str(tmp_path / "a.fasta"), str(tmp_path / "out"), "--nogpu"]
+    assert main(words) == 0
+    assets = json.loads((path / "assets.json").read_text())
+    assets["alphabet"][4:6] = ["A", "L"]
+    (path / "assets.json").write_text(json.dumps(assets))
+    capsys.readouterr()
+    assert main([*words, "--overwrite"]) == 2
+    assert "another alphabet: its token 4 is 'A', ESM-2's is 'L'" in capsys.readouterr().err
 
 
 def test_untied_projections_must_be_there(folder):

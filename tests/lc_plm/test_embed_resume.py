@@ -283,6 +283,30 @@ def test_out_of_memory_for_one_protein(tiny, fasta, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
+def test_out_of_memory_for_contacts_takes_fewer_copies(tiny, tmp_path, proteins, monkeypatch):
+    path = tmp_path / "few.fasta"
+    path.write_text("".join(f">p{i}\n{s}\n" for i, s in enumerate(proteins(7, 9))))
+    job = Extraction(fasta=path, include=("contacts",), max_tokens=200)
+    job.run(tiny, tmp_path / "plenty")
+    whole = type(tiny).forward
+
+    def forward(self, stream, where=None):
+        if stream.num_tokens > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, stream, where)
+
+    monkeypatch.setattr(type(tiny), "forward", forward)
+    notes: list[str] = []
+    job.run(tiny, tmp_path / "out", note=notes.append)
+    assert notes == [f"out of memory: going on with {n} tokens a batch" for n in (100, 50)]
+    for name in ("p0", "p1"):
+        values = [torch.load(tmp_path / way / f"{name}.pt", weights_only=True) for way in ("out", "plenty")]
+        torch.testing.assert_close(values[0]["contacts"], values[1]["contacts"], atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr(type(tiny), "forward", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
+    with pytest.raises(DataError, match=r"does not suffice for record \d \(p\d\) of \d residues by itself"):
+        job.run(tiny, tmp_path / "none")
+
+
 def test_other_errors_are_not_taken_for_want_of_memory(tiny, fasta, tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("CUDA error: device-side assert triggered")

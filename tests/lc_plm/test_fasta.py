@@ -9,7 +9,7 @@ import lzma
 import pytest
 
 from seqgraph.errors import DataError
-from seqgraph_lc_plm.fasta import is_nucleotide, read_fasta
+from seqgraph_lc_plm.fasta import is_nucleotide, read_fasta, refuse_nucleotides
 
 
 @pytest.fixture
@@ -94,7 +94,31 @@ def test_numbered_duplicates_never_meet(fasta):
 
 
 def test_dna_is_recognised():
-    assert is_nucleotide("ACGTN" * 10) and not is_nucleotide("ACGT") and not is_nucleotide("ACGTL" * 10)
+    assert is_nucleotide("ACGTN" * 10) and is_nucleotide("ACGT") and not is_nucleotide("ACGTL" * 10)
+    assert is_nucleotide("ACGT" * 10 + "RYS") and not is_nucleotide("ACGT" + "RYS")
+
+
+@pytest.mark.parametrize(
+    "sequences, says",
+    [
+        (["ATGGCAAAAGAAGACAATATTGAAATGCAAGG"], "all 1 records"),  # shorter than most genes
+        (["ACGT" * 20, "ATG", "GGCA" * 8], "all 3 records"),
+        (["ACGU" * 20, "ACGU" * 20 + "RYN"], "all 2 records"),  # RNA with ambiguous bases
+        (["ACGT" * 100, "MKTAYIAKQR"], "1 of 2 records"),
+        (["ACGT" * 20, "MKTAYIAKQR" * 2], None),  # a gene among proteins
+        (["ACGT"], None),
+        (["GA" * 40], None),  # two kinds of letters: as low in complexity as some proteins are
+        (["MKTAYIAKQR"], None),
+        ([], None),
+    ],
+)
+def test_a_file_of_dna_is_told_from_proteins(sequences, says):
+    if says is None:
+        refuse_nucleotides(sequences, "x.fasta")
+        return
+    with pytest.raises(DataError, match=rf"x\.fasta looks like DNA or RNA: {says}") as error:
+        refuse_nucleotides(sequences, "x.fasta")
+    assert "translate it" in error.value.hint
 
 
 def test_one_huge_line_is_read_in_pieces(fasta):

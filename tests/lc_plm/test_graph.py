@@ -301,6 +301,28 @@ def test_embedding_beside_neighbours_is_the_mean_over_walks_of_the_own_residues(
         embed_in_graph(LcPlm(d_model=16, n_layers=1, vocab_size=33), graph)
 
 
+def test_embedding_beside_neighbours_short_of_memory(files, linked, monkeypatch):
+    graph = read_graph(files[0], files[1])
+    expected = embed_in_graph(linked, graph)
+    longest = max(map(len, graph.sequences)) * 3 + 8  # tokens of a context
+    whole = type(linked).represent
+
+    def represent(self, stream, *arguments, **options):
+        if stream.num_tokens > longest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, stream, *arguments, **options)
+
+    monkeypatch.setattr(type(linked), "represent", represent)
+    told: list[int] = []
+    found = embed_in_graph(linked, graph, on_halved=told.append, max_tokens=4096)
+    assert len(told) > 1 and told[0] <= 2048 and told[-1] <= longest
+    assert all(after <= before // 2 for before, after in itertools.pairwise(told))
+    assert torch.allclose(found, expected, atol=1e-5)
+    monkeypatch.setattr(type(linked), "represent", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    with pytest.raises(DataError, match=r"memory on cpu does not suffice for p\d+ and its neighbours, \d+ tokens"):
+        embed_in_graph(linked, graph)
+
+
 def test_embed_network_from_the_command_line(files, linked, tmp_path, capsys):
     from seqgraph.train import checkpoint
 

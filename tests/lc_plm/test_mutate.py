@@ -98,10 +98,53 @@ def test_out_of_memory_while_scoring_halves_the_batch(tiny, monkeypatch):
         return whole(self, stream, where)
 
     monkeypatch.setattr(type(tiny), "forward", forward)
-    torch.testing.assert_close(log_probabilities(tiny, WILD), expected, atol=1e-5, rtol=1e-5)
+    told: list[int] = []
+    found = log_probabilities(tiny, WILD, max_tokens=12 * 10, on_halved=told.append)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert told == [12 * 5, 12 * 2]
     monkeypatch.setattr(type(tiny), "forward", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
-    with pytest.raises(DataError, match="one pass over 10 residues"):
-        log_probabilities(tiny, WILD)
+    for method in ("masked-marginals", "wt-marginals"):
+        with pytest.raises(DataError, match="one pass over 10 residues"):
+            log_probabilities(tiny, WILD, method=method)
+
+
+def test_commands_say_that_memory_did_not_suffice(weights, tiny, table, tmp_path, monkeypatch, capsys):
+    whole = type(tiny).forward
+
+    def forward(self, stream, where=None):
+        if stream.num_segments > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(self, stream, where)
+
+    monkeypatch.setattr(type(tiny), "forward", forward)
+    fasta = tmp_path / "a.fasta"
+    fasta.write_text(f">a\n{WILD}\n")
+    for words in (
+        ("mutate", weights, table("mutant\nK2R\nA4C\nQ9E\n"), "--fasta", fasta, "-o", tmp_path / "scored.csv"),
+        ("perplexity", weights, fasta),
+    ):
+        assert main([*map(str, words), "--nogpu", "--toks_per_batch", "48"]) == 0
+        assert "out of memory: going on with 24 tokens a batch" in capsys.readouterr().err
+
+
+def test_dna_is_no_protein_to_score(weights, table, tmp_path, capsys):
+    dna = "ATGGCAAAAGAAGACAATATTGAAATGCAAGGTACC"
+    fasta = tmp_path / "dna.fasta"
+    fasta.write_text(f">gene\n{dna}\n")
+    variants = table("mutant\nA1C\n")
+    mutated = table(f"mutant,mutated_sequence\nA1C,C{dna[1:]}\n", "mutated.csv")
+    out = tmp_path / "out.csv"
+    for words in (
+        ("mutate", weights, variants, "--fasta", fasta, "-o", out),
+        ("mutate", weights, variants, "--sequence", dna.lower(), "-o", out),
+        ("mutate", weights, mutated, "-o", out),
+        ("saturation", weights, "--fasta", fasta, "-o", tmp_path / "x.png"),
+        ("perplexity", weights, fasta),
+    ):
+        assert main([*map(str, words)]) == 2
+        assert "looks like DNA or RNA" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["perplexity", str(weights), str(fasta), "--nucleotides"]) == 0
 
 
 # ---------------------------------------------------------------------- tables

@@ -6,6 +6,7 @@ import json
 import lzma
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -161,6 +162,18 @@ def test_clusters_are_the_families(proteins):
         assert len(sequences[centre]) >= len(sequences[s]) and found[centre] == centre
     assert len(set(cluster(sequences, 1.0).tolist())) > 40
     assert cluster(["MKT", "MKT", "W"]).tolist() == [0, 0, 2] and cluster([]).tolist() == []
+
+
+def test_dna_is_not_trained_on(tmp_path, capsys):
+    genes = ["".join(random.Random(i).choices("ACGT", k=90)) for i in range(60)]
+    (tmp_path / "dna.fasta").write_text("".join(f">g{i}\n{gene}\n" for i, gene in enumerate(genes)))
+    (tmp_path / "dna.tsv").write_text("\n".join(["sequence", *genes]))
+    with pytest.raises(DataError, match=r"dna\.fasta looks like DNA or RNA: all 60 records"):
+        Fasta(path="dna.fasta", root=str(tmp_path))
+    with pytest.raises(DataError, match=r"dna\.tsv looks like DNA or RNA: all 60 records"):
+        ProteinTable(path="dna.tsv", root=str(tmp_path))
+    assert main(["cluster-proteins", str(tmp_path / "dna.fasta"), "-o", str(tmp_path / "clusters.tsv")]) == 2
+    assert "looks like DNA or RNA" in capsys.readouterr().err and not (tmp_path / "clusters.tsv").exists()
 
 
 def test_clusters_of_a_fasta_from_the_command_line(tmp_path, table, capsys):

@@ -42,7 +42,7 @@ def test_the_commands_take_the_name(packaged, tmp_path):
     (tmp_path / "two.fasta").write_text(">a\nMKTAYIAKQR\n>b\nGSHM\n")
     assert main(["embed", "lc-plm-tiny", "two.fasta", "out", "--include", "mean", "--nogpu"]) == 0
     assert sorted(file.name for file in (tmp_path / "out").glob("*.pt")) == ["a.pt", "b.pt"]
-    with pytest.raises(CheckpointError, match="lc-plm-small: no such folder"):
+    with pytest.raises(CheckpointError, match="lc-plm-small: no such file or folder, and no model"):
         models.open_model("lc-plm-small")
 
 
