@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqgraph.errors import ConfigError, DataError
 from seqgraph.train.task import Split
+from seqgraph_graph_mamba.cache import say
 from seqgraph_graph_mamba.data import Device, GraphDataset
 from seqgraph_graph_mamba.graph import Graph, GraphBatch, widen
 from seqgraph_graph_mamba.neighbors import NeighborSampler
@@ -178,15 +179,16 @@ class NodeDataset(GraphDataset):
         )
 
     def encode_positions(self, kind: Encoding, size: int) -> None:
-        """As of every data set, but for a graph that is sampled because it is large.
+        """As of every data set, but for a graph that is sampled because it is large; of a whole one a warning is given.
 
         Raises:
             ConfigError: for an encoding whose time or memory grows faster than the graph.
         """
-        if self.sampler is not None and kind != "none" and len(self.table.x) > _ENCODABLE:
-            raise ConfigError(
-                f"model.pe={kind} of a graph of {len(self.table.x):,} nodes would take hours", "model.pe=none"
-            )
+        if kind != "none" and self._encoded != (kind, size) and len(self.table.x) > _ENCODABLE:
+            what = f"model.pe={kind} of a graph of {len(self.table.x):,} nodes"
+            if self.sampler is not None:
+                raise ConfigError(f"{what} would take hours", "model.pe=none")
+            say(f"{what} may take hours, unless its nodes have few neighbours each; model.pe=none does without")
         super().encode_positions(kind, size)
 
     def add_columns(self, model: Any) -> None:

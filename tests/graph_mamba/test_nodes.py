@@ -320,6 +320,16 @@ def test_a_large_sampled_graph_is_not_encoded(make_model, monkeypatch):
     ClassPrediction(make_model(**data.model_defaults(), pe="none")).setup(data)
 
 
+def test_a_large_whole_graph_is_encoded_with_a_warning(make_model, monkeypatch, capsys):
+    monkeypatch.setattr("seqgraph_graph_mamba.nodes._ENCODABLE", 20)
+    data = ring()
+    for said in (f"model.pe=rwse of a graph of {len(data.table.x)} nodes may take hours", ""):
+        ClassPrediction(make_model(**data.model_defaults(), pe="rwse")).setup(data)
+        error = " ".join(capsys.readouterr().err.split())
+        assert error.startswith(said) and bool(error) == bool(said)
+    assert data.table.pe is not None
+
+
 def test_ten_masks_from_the_command_line(tmp_path, shared_data):
     """Mean and deviation over folds: a seed each."""
     config = load_config(
