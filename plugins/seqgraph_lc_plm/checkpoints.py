@@ -16,8 +16,12 @@ from seqgraph.errors import CheckpointError
 from seqgraph.tokenize.protein import ProteinAlphabet
 from seqgraph.train.foreign import Weights, fill
 from seqgraph_lc_plm.model import LcPlm, MambaLM
+from seqgraph_lc_plm.protmamba import ProtMamba
 
 _SHARED = ("mamba_rev.in_proj.weight", "mamba_rev.out_proj.weight")
+# ProtMamba's tables of places and of sequences, and what it puts into names when it was trained with checkpointing
+_PLACES = ("position_embedding.weight", "seq_position_embedding.weight")
+_WRAPPED = ".ckpt_layer."
 _BOTH = {"bidirectional": True, "bidirectional_strategy": "add"}
 
 
@@ -89,27 +93,25 @@ def caduceus(weights: Weights) -> MambaLM | None:
 
 
 def mamba(weights: Weights) -> MambaLM | None:
-    """A causal Mamba or Mamba-2 of ``mamba_ssm``, a Mamba of Hugging Face, or a ProtMamba without positions.
+    """A causal Mamba or Mamba-2 of ``mamba_ssm``, a Mamba of Hugging Face, or a ProtMamba with or without positions.
 
     Raises:
-        CheckpointError: for a ProtMamba with learnt positions, another family under the same names (Falcon-Mamba), and
-            as :func:`lc_plm`.
+        CheckpointError: for another family under the same names (Falcon-Mamba), and as :func:`lc_plm`.
     """
     prefix = "backbone."
     embedding = "embeddings.weight" if f"{prefix}embeddings.weight" in weights.tensors else "embedding.weight"
     if f"{prefix}{embedding}" not in weights.tensors or not _has(weights, f"{prefix}layers.0.mixer."):
         return None
-    if found := [name for name in weights.tensors if "position_embedding" in name]:
-        raise CheckpointError(
-            f"{weights.file} is a ProtMamba with learnt positions ({found[0]}), which are not computed here",
-            "only a ProtMamba without positions can be loaded",
-        )
+    if any(_WRAPPED in name for name in weights.tensors):
+        weights = replace(weights, tensors={n.replace(_WRAPPED, "."): t for n, t in weights.tensors.items()})
     family = weights.config.get("model_type") or "mamba"
     if family not in ("mamba", "mamba2", "mamba_ssm"):
         raise CheckpointError(f"{weights.file} is a {family}, which is not computed as a Mamba", "not supported")
     if weights.config.get("hidden_act", "silu") not in ("silu", "swish"):
         raise CheckpointError(f"{weights.file} has the activation {weights.config['hidden_act']}, not silu")
     shapes = _shapes(weights, prefix, embedding, "")
+    if _has(weights, f"{prefix}position_embedding."):
+        return _prot_mamba(weights, prefix, embedding, shapes)
     model = _mamba(weights, prefix, embedding, shapes, direction="forward")
     model.assets = {"weights": _facts(weights, prefix + embedding)}
     return model
@@ -123,6 +125,34 @@ def _mamba(weights: Weights, prefix: str, embedding: str, shapes: Mapping[str, A
     with torch.device("meta"):
         model = MambaLM(**shapes, norm=norm, norm_eps=float(eps), tie_head=tie, **encoder)
     fill(model, weights, _names(prefix, embedding, model), cast=torch.float32)
+    return model
+
+
+def _prot_mamba(weights: Weights, prefix: str, embedding: str, shapes: dict[str, Any]) -> ProtMamba:
+    """ProtMamba's "1d" and "2d": a token is its embedding, beside its place's, beside its sequence's."""
+    tables = [weights.tensors.get(f"{prefix}{name}") for name in (embedding, *_PLACES)]
+    rows, widths = zip(*[(0, 0) if table is None else tuple(table.shape) for table in tables], strict=True)
+    width, inner = weights.tensors[f"{prefix}layers.0.mixer.out_proj.weight"].shape
+    if sum(widths) != width or inner % width:
+        raise CheckpointError(
+            f"{weights.file}: parts of {' + '.join(map(str, widths))} do not make tokens of width {width}"
+        )
+    del shapes["d_model"]
+    eps = float(weights.config.get("norm_epsilon", 1e-5))
+    norm: Any = "layer" if f"{prefix}norm_f.bias" in weights.tensors else "rms"
+    with torch.device("meta"):
+        model = ProtMamba(
+            **{**shapes, "expand": inner // width},
+            widths=widths,
+            positions=rows[1],
+            sequences=rows[2],
+            norm=norm,
+            norm_eps=eps,
+            direction="forward",
+            tie_head=_head(weights, prefix + embedding) == "tied",
+        )
+    fill(model, weights, _names(prefix, embedding, model), cast=torch.float32)
+    model.assets |= {"weights": _facts(weights, prefix + embedding)}
     return model
 
 

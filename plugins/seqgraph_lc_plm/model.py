@@ -41,20 +41,28 @@ class Backbone(Encoder):
         self.embedding = nn.Embedding(vocab_size, d_model)
         nn.init.normal_(self.embedding.weight, std=0.02)
 
+    def tokens(self, stream: TokenStream) -> Tensor:
+        """Token ids (T,) -> what the first block reads, (T, D)."""
+        return self.embedding(stream.values)
+
     def forward(self, stream: TokenStream) -> TokenStream:
         """Token ids (T,) -> values (T, D)."""
-        return super().forward(stream.with_values(self.embedding(stream.values)))
+        return self.encoded(stream.with_values(self.tokens(stream)))
+
+    def encoded(self, stream: TokenStream) -> TokenStream:
+        """Values (T, D) -> values (T, D); see :meth:`Encoder.forward`."""
+        return super().forward(stream)
 
     def hidden_states(self, stream: TokenStream, layers: Collection[int]) -> dict[int, Tensor]:
         """Token ids (T,) -> {layer: (T, D)}; see :meth:`Encoder.hidden_states`."""
-        return super().hidden_states(stream.with_values(self.embedding(stream.values)), layers)
+        return super().hidden_states(stream.with_values(self.tokens(stream)), layers)
 
     def branches(self, stream: TokenStream, layers: Collection[int]) -> dict[int, Tensor]:
         """As :meth:`hidden_states`, but layer i of 0 < i < n is what block i adds to the stream, (T, D)."""
         n = len(self.layers)
         wanted = {i: i % (n + 1) for i in layers}
         found: dict[int, Tensor] = {}
-        for depth, pair in enumerate(self._pairs(stream.with_values(self.embedding(stream.values)))):
+        for depth, pair in enumerate(self._pairs(stream.with_values(self.tokens(stream)))):
             if depth in wanted.values():
                 found[depth] = self._finish(*pair) if depth == n else pair[0]
         return {i: found[depth] for i, depth in wanted.items()}

@@ -184,7 +184,7 @@ def seqgraph_formats() -> Iterator[Format]:
     yield Format(
         name="mamba",
         domain="protein",
-        summary="Causal Mamba of mamba_ssm or Hugging Face, or ProtMamba without positions, as a model of token ids",
+        summary="Causal Mamba of mamba_ssm or Hugging Face, or ProtMamba, as a model of token ids",
         target="seqgraph_lc_plm.checkpoints:mamba",
         since="0.2.0",
     )
