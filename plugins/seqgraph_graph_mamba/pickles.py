@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import io
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,8 +115,16 @@ def _described(path: Path, what: str, hint: str) -> Iterator[None]:
     except DataError:
         raise
     except Exception as error:  # a hostile or damaged file may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} is not a {what} that can be read: {reason}", hint) from error
+        raise DataError(f"{path} is not a {what} that can be read: {_reason(error)}", hint) from error
+
+
+def _reason(error: Exception) -> str:
+    """What was wrong, in a line; of torch's words not the advice to read the file without restriction."""
+    said = str(error).strip() or type(error).__name__
+    if "Weights only load failed" not in said:
+        return said.splitlines()[0]
+    asked = re.search(r"GLOBAL (\S+)", said)
+    return f"it asks for {asked[1]}" if asked else "it holds other things than tensors"
 
 
 def read_index_pickle(path: Path, names: Iterable[str], size: int) -> dict[str, np.ndarray]:

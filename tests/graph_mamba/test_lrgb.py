@@ -6,6 +6,7 @@ import csv
 import gzip
 import os
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -165,6 +166,7 @@ def test_a_hostile_file_is_refused_and_named(cls, tmp_path, monkeypatch):
         with pytest.raises(DataError, match=rf"val\.{cls.suffix}") as caught:
             cls(str(tmp_path))
         assert cls.name in caught.value.hint
+        assert re.search(r"it asks for (posix|nt)\.\w+$", caught.value.message)  # and no advice to run it all the same
     assert not (tmp_path / "owned").exists()
 
 
