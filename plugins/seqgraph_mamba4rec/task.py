@@ -47,10 +47,12 @@ class NextItem(Task):
             faster; a resumed training is no longer the same bit by bit.
 
     Raises:
-        ConfigError: for ``capture`` with a loss or a model whose steps wait for the GPU.
+        ConfigError: for ``capture`` with a loss or a model whose steps wait for the GPU, and for a model that sees what
+            comes after a position.
     """
 
     mode = "max"
+    both_sides = False  # may the model see what follows the position that is asked for?
 
     def __init__(
         self,
@@ -66,6 +68,8 @@ class NextItem(Task):
         capture: bool = False,
     ) -> None:
         super().__init__(model)
+        if isinstance(model, BiMamba4Rec) and not self.both_sides:
+            raise ConfigError("a BiMamba4Rec sees the very items that the task next-item asks it for", "task=cloze")
         if capture and (loss != "softmax" or not getattr(model, "capturable", False)):
             raise ConfigError(
                 f"task.capture cannot record a step of {type(model).__name__} with task.loss={loss}",
@@ -180,6 +184,8 @@ class Cloze(NextItem):
         last_only: share of the histories of which the last item is hidden instead.
         **options: see :class:`NextItem`.
     """
+
+    both_sides = True
 
     def __init__(self, model: nn.Module, hidden: float = 0.2, last_only: float = 0.1, **options: Any) -> None:
         if not isinstance(model, BiMamba4Rec):

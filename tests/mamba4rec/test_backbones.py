@@ -278,6 +278,12 @@ def test_a_cloze_is_made_of_whole_histories(tmp_path, examples):
         assert segment.values.tolist() == [*example.history.tolist(), int(example.target[-1])]
 
 
+def test_a_model_that_sees_both_sides_is_not_asked_for_what_it_sees():
+    with pytest.raises(ConfigError, match="sees the very items") as caught:
+        NextItem(EVERY["bimamba4rec"]())
+    assert caught.value.hint == "task=cloze"
+
+
 def test_the_next_item_is_a_hidden_one_after_the_last():
     model = loud(EVERY["bimamba4rec"])
     row = histories(7)[0]
