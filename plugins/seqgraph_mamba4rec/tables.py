@@ -116,7 +116,10 @@ def _moment(text: str, path: Path, number: int) -> float:
             return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
         except ValueError:
             pass
-    return parse_time(text, path, number)
+    try:
+        return parse_time(text, path, number)
+    except DataError as error:
+        raise DataError(error.message, "seconds as a plain number, or a date like 2026-01-31T12:00:00Z") from None
 
 
 def _fields(line: str, delimiter: str) -> list[str]:

@@ -162,8 +162,8 @@ def test_csv_of_clicks(tmp_path):
         ("user,film,timestamp", [("u", "a", 1)], "no column 'item' \\(there are user, film, timestamp"),
         ("user,item,timestamp", [("u", "a", 1), ("u", "b")], "line 3: 2 fields where the header has 3"),
         ("user,item,timestamp", [("u", "", 1)], "line 2: empty item"),
-        ("user,item,timestamp", [("u", "a", "soon")], "line 2: timestamp 'soon'"),
-        ("user,item,timestamp", [("u", "a", "2020-13-01")], "line 2: timestamp '2020-13-01'"),
+        ("user,item,timestamp", [("u", "a", "soon")], "line 2: timestamp 'soon' .*or a date like"),
+        ("user,item,timestamp", [("u", "a", "2020-13-01")], "line 2: timestamp '2020-13-01' .*or a date like"),
         ("user,item,timestamp", [], "a header and no events"),
     ],
 )
