@@ -17,9 +17,10 @@ import torch
 from seqgraph.cli.main import main
 from seqgraph.errors import ConfigError, DataError
 from seqgraph.train import checkpoint
+from seqgraph_lc_plm.graph import InteractionGraph
 from seqgraph_lc_plm.model import LcPlm
 from seqgraph_lc_plm.mutate import parse, score
-from seqgraph_lc_plm.probes import pairs, sets, tasks
+from seqgraph_lc_plm.probes import links, pairs, sets, tasks
 from seqgraph_lc_plm.probes.features import Embeddings, KMers, OneHotWindow, random_twin, split_rows
 from seqgraph_lc_plm.probes.linear import fit, fit_best, nearest
 from seqgraph_lc_plm.probes.measures import Row, f_max, table
@@ -331,6 +332,48 @@ def test_interactions_with_and_without_neighbours(root, tiny):
     found = values(pairs.yeast(root, [Embeddings(tiny, "tiny")]))
     assert found["pairs held out", "2-mers", "linear"] > found["pairs held out", "none", "commonest"] - 0.05
     assert ("proteins held out", "tiny", "linear") in found
+
+
+def test_links_with_and_without_neighbours(root, tiny):
+    rows = links.links(root, [Embeddings(tiny, "tiny")], splits=("random", "bfs"), seeds=(0, 1))
+    found = values(rows)
+    names = {"none", "1-mers", "2-mers", "tiny", "tiny, beside neighbours"}
+    assert {name for _, name, _ in found} == names and {row.measure for row in rows} == {"AUROC"}
+    assert {row.data for row in rows} == {"SHS27k random, seed 0,1", "SHS27k bfs, seed 0,1"}
+    assert all(0 <= value <= 1 for value in found.values()) and {row.size for row in rows} == {32}
+    assert links.links(root, [Embeddings(tiny, "tiny")], splits=("random", "bfs"), seeds=(0, 1)) == rows
+    few = links.links(root, [], splits=("random",), seeds=(0,), limit=40)
+    assert {row.features for row in few} == {"none", "1-mers", "2-mers"}
+
+
+def test_strangers_do_not_interact_and_have_as_many_edges():
+    draw = np.random.default_rng(0)
+    edges = np.unique(np.sort(draw.integers(0, 60, (2, 500)) ** 2 // 60, axis=0), axis=1)
+    edges = edges[:, edges[0] != edges[1]]
+    joined = set(map(tuple, edges.T.tolist()))
+    some = edges[:, draw.permutation(edges.shape[1])[:80]]
+    found = links.strangers(some, joined, draw)
+    pairs_ = list(map(tuple, found.T.tolist()))
+    assert found.shape == (2, 80) and len({*pairs_}) == 80 and not joined & {*pairs_}
+    assert (found[0] < found[1]).all() and {*found.reshape(-1).tolist()} <= {*some.reshape(-1).tolist()}
+    degree = np.bincount(some.reshape(-1), minlength=60)
+    flat = np.unique(some)
+    assert degree[found].mean() > degree[flat].mean() * 1.1  # by degree, not evenly
+    triangle = np.array([[0, 0, 1], [1, 2, 2]])
+    assert links.strangers(triangle, {(0, 1), (0, 2), (1, 2)}, draw).shape == (2, 0)
+
+
+def test_links_that_a_feature_tells_are_found(root, monkeypatch):
+    """Proteins of one letter interact, others do not: words of letters see it, degrees do not."""
+    draw = np.random.default_rng(0)
+    letter = np.arange(60) % 4
+    ends = draw.integers(0, 60, (2, 900))
+    edges = np.unique(np.sort(ends[:, (letter[ends[0]] == letter[ends[1]]) & (ends[0] != ends[1])], axis=0), axis=1)
+    graph = InteractionGraph([f"p{i}" for i in range(60)], ["ACDE"[i] * 30 for i in letter], torch.from_numpy(edges))
+    monkeypatch.setattr(links, "shs27k", lambda root: (graph, None))
+    found = values(links.links(root, [], splits=("random",), seeds=(0,)))
+    assert found["SHS27k random, seed 0", "1-mers", "linear"] > 0.9
+    assert found["SHS27k random, seed 0", "none", "product of known degrees"] < 0.8
 
 
 def test_function(root, tiny):

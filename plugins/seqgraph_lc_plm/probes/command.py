@@ -16,7 +16,7 @@ from seqgraph_lc_plm.commands import Budget, NoGpu, Precision
 if TYPE_CHECKING:
     from seqgraph_lc_plm.probes.measures import Row
 
-TASKS = ("secondary-structure", "remote-homology", "zero-shot", "gb1", "interactions", "yeast", "function")
+TASKS = ("secondary-structure", "remote-homology", "zero-shot", "gb1", "interactions", "links", "yeast", "function")
 
 
 def probe(
@@ -27,8 +27,8 @@ def probe(
     cache: Annotated[Path | None, typer.Option("--cache", help="Folder that keeps embeddings between calls.")] = None,
     layer: Annotated[int, typer.Option(help="Which to probe: 0 to n, or from the end.")] = -1,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples of each set at most, to try it out.")] = None,
-    splits: Annotated[str, typer.Option(help="Of the task interactions.")] = "random,bfs,dfs",
-    seeds: Annotated[str, typer.Option(help="Of the splits of the task interactions.")] = "0,1,2",
+    splits: Annotated[str, typer.Option(help="Of the tasks interactions and links.")] = "random,bfs,dfs",
+    seeds: Annotated[str, typer.Option(help="Of these splits.")] = "0,1,2",
     random: Annotated[bool, typer.Option("--random/--no-random", help="Also each model with random weights.")] = True,
     toks_per_batch: Budget = 16384,
     precision: Precision = "fp32",
@@ -86,7 +86,7 @@ def measure(
 
     from seqgraph.cli.output import print_note
     from seqgraph_lc_plm.models import open_model
-    from seqgraph_lc_plm.probes import pairs
+    from seqgraph_lc_plm.probes import links, pairs
     from seqgraph_lc_plm.probes import tasks as how
     from seqgraph_lc_plm.probes.features import Embeddings, random_twin
     from seqgraph_lc_plm.probes.measures import need_sklearn
@@ -110,6 +110,7 @@ def measure(
         "interactions": lambda: pairs.interactions(
             root, sources, splits=splits, seeds=seeds, limit=limit, device=device
         ),
+        "links": lambda: links.links(root, sources, splits=splits, seeds=seeds, limit=limit, device=device),
         "yeast": lambda: pairs.yeast(root, sources, limit=limit, device=device),
         "function": lambda: pairs.function(root, sources, limit=limit, device=device),
     }

@@ -157,7 +157,7 @@ def interactions(
                 values = make(test)
                 x = {k: pair_features(values, place[edges[:, part]]) for k, part in
                      (("train", train), ("valid", valid), ("test", np.flatnonzero(test)))}  # fmt: skip
-                probe = _fitted(strength, (how, name), x["train"], labels[train], x["valid"], labels[valid], device)
+                probe = fit_pairs(strength, (how, name), x["train"], labels[train], x["valid"], labels[valid], device)
                 found[name, "linear"] = probe.predict(x["test"])
             for key, said in found.items():
                 value = float(f1_score(labels[test], said, average="micro", zero_division=0))
@@ -178,7 +178,7 @@ def interactions(
     return rows
 
 
-def _fitted(
+def fit_pairs(
     strength: dict[tuple[str, str], float],
     key: tuple[str, str],
     rows: np.ndarray,
@@ -260,7 +260,7 @@ def yeast(
                 cut = len(rest) // 10
                 order = np.random.default_rng(1).permutation(rest)
                 valid, fitted = order[:cut], order[cut:]
-                probe = _fitted(
+                probe = fit_pairs(
                     strength, (name, source.name), x[fitted], labels[fitted], x[valid], labels[valid], device
                 )
                 right += int((probe.predict(x[test]) == labels[test]).sum())
