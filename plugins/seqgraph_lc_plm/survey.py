@@ -13,6 +13,8 @@ import numpy as np
 from seqgraph.errors import DataError
 from seqgraph_lc_plm.fasta import Nucleotides, OnDuplicate, OnInvalid, Record, read_fasta, same_name, short
 
+_CHUNK = 1 << 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -83,11 +85,12 @@ class Cut:
     def sizes(self, lengths: np.ndarray) -> list[tuple[int, int]]:
         """Records and residues of each part of proteins of these lengths."""
         meter, parts, open_part = _Meter(self), [], [0, 0]
-        for length in lengths.tolist():
-            open_part = [open_part[0] + 1, open_part[1] + length]
-            if meter.add(length):
-                parts.append((open_part[0], open_part[1]))
-                open_part = [0, 0]
+        for start in range(0, len(lengths), _CHUNK):  # a list of all would take nine times the array
+            for length in lengths[start : start + _CHUNK].tolist():
+                open_part = [open_part[0] + 1, open_part[1] + length]
+                if meter.add(length):
+                    parts.append((open_part[0], open_part[1]))
+                    open_part = [0, 0]
         return [*parts, (open_part[0], open_part[1])] if open_part[0] else parts
 
 

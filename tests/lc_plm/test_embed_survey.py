@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -96,3 +97,15 @@ def test_many_records_take_twelve_bytes_each(tmp_path):
     assert done.returncode == 0, done.stderr
     records, grown = map(int, done.stdout.split())
     assert records == count and grown < 15_000  # kB; the names alone would be 20,000
+
+
+def test_parts_of_many_records_are_counted_without_a_list_of_them():
+    lengths = np.random.default_rng(0).integers(300, 700, 400_000).astype(np.uint32)
+    tracemalloc.start()
+    try:
+        sizes = Cut(tokens=1 << 20).sizes(lengths)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert tuple(map(sum, zip(*sizes, strict=True))) == (400_000, int(lengths.sum()))
+    assert peak < 5e6  # a list of the numbers would be 14 MB
