@@ -17,7 +17,6 @@ import torch
 from seqgraph.cli.main import main
 from seqgraph.errors import ConfigError, DataError
 from seqgraph.train import checkpoint
-from seqgraph_lc_plm.graph import InteractionGraph
 from seqgraph_lc_plm.model import LcPlm
 from seqgraph_lc_plm.mutate import parse, score
 from seqgraph_lc_plm.probes import links, pairs, sets, tasks
@@ -344,36 +343,6 @@ def test_links_with_and_without_neighbours(root, tiny):
     assert links.links(root, [Embeddings(tiny, "tiny")], splits=("random", "bfs"), seeds=(0, 1)) == rows
     few = links.links(root, [], splits=("random",), seeds=(0,), limit=40)
     assert {row.features for row in few} == {"none", "1-mers", "2-mers"}
-
-
-def test_strangers_do_not_interact_and_have_as_many_edges():
-    draw = np.random.default_rng(0)
-    edges = np.unique(np.sort(draw.integers(0, 60, (2, 500)) ** 2 // 60, axis=0), axis=1)
-    edges = edges[:, edges[0] != edges[1]]
-    joined = set(map(tuple, edges.T.tolist()))
-    some = edges[:, draw.permutation(edges.shape[1])[:80]]
-    found = links.strangers(some, joined, draw)
-    pairs_ = list(map(tuple, found.T.tolist()))
-    assert found.shape == (2, 80) and len({*pairs_}) == 80 and not joined & {*pairs_}
-    assert (found[0] < found[1]).all() and {*found.reshape(-1).tolist()} <= {*some.reshape(-1).tolist()}
-    degree = np.bincount(some.reshape(-1), minlength=60)
-    flat = np.unique(some)
-    assert degree[found].mean() > degree[flat].mean() * 1.1  # by degree, not evenly
-    triangle = np.array([[0, 0, 1], [1, 2, 2]])
-    assert links.strangers(triangle, {(0, 1), (0, 2), (1, 2)}, draw).shape == (2, 0)
-
-
-def test_links_that_a_feature_tells_are_found(root, monkeypatch):
-    """Proteins of one letter interact, others do not: words of letters see it, degrees do not."""
-    draw = np.random.default_rng(0)
-    letter = np.arange(60) % 4
-    ends = draw.integers(0, 60, (2, 900))
-    edges = np.unique(np.sort(ends[:, (letter[ends[0]] == letter[ends[1]]) & (ends[0] != ends[1])], axis=0), axis=1)
-    graph = InteractionGraph([f"p{i}" for i in range(60)], ["ACDE"[i] * 30 for i in letter], torch.from_numpy(edges))
-    monkeypatch.setattr(links, "shs27k", lambda root: (graph, None))
-    found = values(links.links(root, [], splits=("random",), seeds=(0,)))
-    assert found["SHS27k random, seed 0", "1-mers", "linear"] > 0.9
-    assert found["SHS27k random, seed 0", "none", "product of known degrees"] < 0.8
 
 
 def test_function(root, tiny):
