@@ -174,7 +174,8 @@ def load_config(
 
     Args:
         source: a preset's name, a YAML file, a run folder (its ``config.json``), a mapping, or a configuration.
-        overrides: ``section.key=value`` texts, or ``seed=0,1,2``; the value is read as YAML.
+        overrides: ``section.key=value`` texts, or ``seed=0,1,2``; the value is read as YAML. What names a section's
+            plugin (``model=gmn``) comes first, wherever it stands, as it clears the section.
         data_root: the same as ``data.root=...``.
 
     Raises:
@@ -182,7 +183,7 @@ def load_config(
         PluginError: when no plugin provides the name.
     """
     tree, where = _read(source)
-    for text in overrides:
+    for text in sorted(overrides, key=lambda text: not _names_a_plugin(text)):
         _override(tree, text)
     if data_root is not None:
         _override(tree, "data.root", str(data_root))
@@ -305,6 +306,11 @@ def _mapping(tree: Any, where: str) -> dict[str, Any]:
         raise ConfigError(f"{where} holds no configuration", "it needs the sections model, data and task")
     # A bare name is enough where nothing else is said.
     return {k: {"name": v} if k in SECTIONS and isinstance(v, str) else v for k, v in tree.items()}
+
+
+def _names_a_plugin(text: str) -> bool:
+    section, _, field = text.partition("=")[0].partition(".")
+    return section in SECTIONS and field in ("", "name")
 
 
 def _override(tree: dict[str, Any], text: str, value: Any = None) -> None:

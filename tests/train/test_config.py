@@ -55,6 +55,14 @@ def test_another_name_drops_the_old_fields(file):
     assert config.task.fields == {"fail_at": 3}
 
 
+@pytest.mark.parametrize("name", ["model=toy-model", "model.name=toy-model"])
+def test_a_name_comes_before_its_fields_wherever_it_stands(file, name):
+    other = {**load_config(file).model_dump(), "model": {"name": "another", "width": 3}}
+    assert load_config(other, ["model.d_model=8", name]).model.fields == {"d_model": 8}
+    with pytest.raises(ConfigError, match=r"model\.dmodel"):
+        load_config(other, ["model.dmodel=8", name])
+
+
 def test_mapping_and_config_are_sources_too(file):
     config = load_config(file)
     assert load_config(config) == config == load_config(config.model_dump())
