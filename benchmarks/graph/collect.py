@@ -40,6 +40,7 @@ NUMBERS: dict[str, tuple[str, str, str, str]] = {
     ),
     "tolokers": ("tolokers", "ROC-AUC ↑", "Graph-Mamba, both directions", ".8452 ± .0021 (GMN), .8526 (MP-SSM)"),
 }  # fmt: skip
+ONE_GRAPH = ("minesweeper", "tolokers")
 MOLECULES = {"bace": "ROC-AUC ↑", "bbbp": "ROC-AUC ↑", "esol": "RMSE ↓", "freesolv": "RMSE ↓"}
 FINGERPRINTS = {"bace": ".778", "bbbp": ".637", "esol": "1.03", "freesolv": "3.81"}
 ORDERS = {
@@ -98,6 +99,18 @@ def option(run: Run, key: str) -> str:
     return found.group(1) if found else ""
 
 
+def drawn(runs: list[Run]) -> str:
+    """How long batches stay what they are."""
+    if not runs:
+        return ""
+    if runs[0]["command"].split()[2] in ONE_GRAPH:
+        return "one graph"
+    if option(runs[0], "train.level") == "true":
+        return "level, anew each epoch"
+    replay = option(runs[0], "train.replay")
+    return f"kept for {replay} epochs" if replay not in ("", "1") else "anew each epoch"
+
+
 def grouped(runs: list[Run]) -> dict[str, list[list[Run]]]:
     """Runs by name without the seed: for each, lists of runs whose commands differ in the seed alone, older first."""
     groups: dict[str, dict[str, list[Run]]] = {}
@@ -129,16 +142,15 @@ def details(runs: list[Run]) -> tuple[str, ...]:
 
 def numbers_table(groups: dict[str, list[list[Run]]]) -> list[str]:
     """Ours beside the published; a row for each command."""
-    head = ("data", "metric", "model (runs)", "nodes a batch", "`train.replay`", "parameters", "seeds", "epochs",
+    head = ("data", "metric", "model (runs)", "nodes a batch", "batches", "parameters", "seeds", "epochs",
             "s a run", "on", "valid", "test", "published")  # fmt: skip
     rows = [line(*head), line(*["---"] * len(head))]
     for name, (data, metric, what, published) in NUMBERS.items():
         for runs in groups.get(name, [[]]):
             cells = details(runs) if runs else ("", "", "not run", "", "")
             batch = f"{runs[0]['batch']:,}" if runs and runs[0]["batch"] else ""
-            replay = option(runs[0], "train.replay") if runs else ""
             values = (spread([run[part] for run in runs]) for part in ("valid", "test"))
-            rows.append(line(data, metric, f"{what} (`{name}`)", batch, replay, *cells, *values, published))
+            rows.append(line(data, metric, f"{what} (`{name}`)", batch, drawn(runs), *cells, *values, published))
     return rows
 
 

@@ -15,11 +15,12 @@ ROOTS = {
 LIMIT = 1040
 _CLOCK, _HALF = (f"train.epochs=5000 train.seconds={seconds}" for seconds in (930, 450))
 _RWSE = "model.pe=rwse model.pe_size=32 model.pe_width=28 model.pe_norm=true"
-# Recording an epoch costs as much as five to ten replays of it: batches stay together for some tens of epochs.
+# One recording serves all batches of an epoch, which are drawn anew.
+_LEVEL = "train.level=true train.replay=1"
 _PEPTIDES = {
-    "gcn": "peptides-func-gcn train.eval_tokens=38656 train.eval_every=4 train.replay=25",
-    "gcn-mamba": "peptides-func-gcn-mamba train.eval_every=4 train.replay=25",
-    "plus": "peptides-func-plus train.eval_every=3 train.replay=30",
+    "gcn": f"peptides-func-gcn train.eval_tokens=38656 train.eval_every=5 {_LEVEL}",
+    "gcn-mamba": f"peptides-func-gcn-mamba train.eval_every=4 {_LEVEL}",
+    "plus": f"peptides-func-plus train.eval_every=4 {_LEVEL}",
 }
 _ORDERS = ("degree", "random", "bfs", "personalized-pagerank", "rwse")
 _SETS = ("bace", "bbbp", "esol", "freesolv")
@@ -29,7 +30,7 @@ LISTS: dict[str, list[str]] = {
         f"{name}-{seed}={preset} {_HALF} seed={seed}" for seed in (0, 1) for name, preset in _PEPTIDES.items()
     ],
     "zinc": [
-        f"{name}={preset} train.eval_every=5 train.replay=60 {_CLOCK} seed={seed}"
+        f"{name}={preset} train.eval_every=5 {_LEVEL} {_CLOCK} seed={seed}"
         for name, preset, seed in (
             ("zinc-gin-0", "zinc-12k-gin-mamba", 0),
             ("zinc-gin-1", "zinc-12k-gin-mamba", 1),
@@ -46,10 +47,10 @@ LISTS: dict[str, list[str]] = {
     "solubility": [
         f"{name}-{seed}=ogbg-mol{name} train.replay=40 seed={seed}" for name in _SETS[2:] for seed in (0, 1)
     ],
-    # the published layers and batches; as many epochs each
+    # the published layers and batches, half of the published epochs
     "orders": [
         f"{order}-{way}=peptides-func {_RWSE} model.dropout=0.1 model.head_layers=3 model.order={order}"
-        f" model.direction={way} train.epochs=60 train.eval_every=5 train.replay=30 train.eval_tokens=38656 seed=0"
+        f" model.direction={way} train.epochs=100 train.eval_every=5 {_LEVEL} train.eval_tokens=38656 seed=0"
         for way in ("both", "forward")
         for order in _ORDERS
     ],
