@@ -17,10 +17,11 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
 ) -> None:
     """Evaluate a run's best checkpoint on one split."""
-    from seqgraph.train.run import evaluate as measure
+    from seqgraph.train.run import evaluate_on
 
-    metrics = measure(run, split, accelerator=accelerator)
+    metrics, data = evaluate_on(run, split, accelerator=accelerator)
     if json:
-        out.print_json({"run": str(run), "split": split, "metrics": metrics})
+        out.print_json({"run": str(run), "split": split, "data": data, "metrics": metrics})
     else:
         out.print_table(["metric", split], [[name, f"{value:.6g}"] for name, value in metrics.items()])
+        typer.echo(f"data {data or 'none'}")

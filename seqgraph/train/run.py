@@ -127,6 +127,11 @@ def evaluate(run: str | Path, split: str = "test", *, accelerator: str = "auto")
         CheckpointError: when there is no whole checkpoint of a run.
         ConfigError: for another split.
     """
+    return evaluate_on(run, split, accelerator=accelerator)[0]
+
+
+def evaluate_on(run: str | Path, split: str = "test", *, accelerator: str = "auto") -> tuple[dict[str, float], str]:
+    """What :func:`evaluate` returns, and the fingerprint of the data it was measured on, as they are read now."""
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"there is no split {split!r}", "the splits are train, valid and test")
     folder = checkpoint.find(run)
@@ -137,7 +142,7 @@ def evaluate(run: str | Path, split: str = "test", *, accelerator: str = "auto")
     seed_everything(config.seed[0])
     data = build_data(config)
     task, _ = build_task(config, data)
-    return _evaluate(task, data, config, folder, split)
+    return _evaluate(task, data, config, folder, split), data.fingerprint()
 
 
 # ---------------------------------------------------------------------- building
@@ -240,6 +245,7 @@ def _train_one(
         "epochs": progress.epoch,
         "steps": progress.step,
         "seconds": round(progress.seconds, 1),
+        "data": facts["data"],
         "valid": checkpoint.read_json(best / checkpoint.METRICS).get("valid", {}),
         "test": {},
         "baseline": {},

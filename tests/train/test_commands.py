@@ -42,9 +42,25 @@ def test_train_then_evaluate(file, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["folder"] == "runs/small" and (tmp_path / "runs" / "small" / "best").is_dir()
     assert main(["evaluate", "runs/small", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["metrics"]["mse"] == pytest.approx(result["mean"]["mse"], abs=1e-7)
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"]["mse"] == pytest.approx(result["mean"]["mse"], abs=1e-7)
     assert main(["evaluate", "runs/small", "--split", "valid"]) == 0
-    assert "mse" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mse" in said and said.endswith("\ndata toy-48-0\n")
+    for folder in ("small", "small/best"):
+        assert json.loads((tmp_path / "runs" / folder / "metrics.json").read_text())["data"] == found["data"]
+    assert found["data"] == "toy-48-0"
+
+
+def test_evaluate_says_which_data_it_read_not_which_were_trained_on(file, tmp_path, capsys):
+    assert main(["train", file, "--json"]) == 0
+    for path in (tmp_path / "runs" / "small").rglob("config.json"):
+        saved = json.loads(path.read_text())
+        saved["run"]["data"]["seed"] = 5
+        path.write_text(json.dumps(saved))
+    capsys.readouterr()
+    assert main(["evaluate", "runs/small", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"] == "toy-48-5"
 
 
 def test_train_prints_what_it_is_about(file, capsys):
