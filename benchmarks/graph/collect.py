@@ -250,7 +250,8 @@ def main() -> None:
     runs: list[Run] = json.loads(held.read_text())
     for path in arguments.summaries:
         whole = json.loads(path.read_text())
-        runs = merge(runs, [{**run, "machine": whole["machine"], "call": whole["call"]} for run in whole["runs"]])
+        call = re.sub(r"--(data|work|out) \S+", lambda found: f"--{found[1]} {found[1].upper()}", whole["call"])
+        runs = merge(runs, [{**run, "machine": whole["machine"], "call": call} for run in whole["runs"]])
     held.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
     shown = [run for run in runs if "superseded" not in run]
     groups, text = grouped(shown), page.read_text()
