@@ -123,6 +123,10 @@ def embed(
             raise typer.Exit(2) from None
 
 
+# esm-extract's "--repr_layers 0 -1": a negative layer is a word, and _words refuses options that are none.
+embed.context_settings = {"ignore_unknown_options": True}  # type: ignore[attr-defined]
+
+
 def _words(
     output: Path | None, out: str | None, more: list[str], layers: list[str], kinds: list[str]
 ) -> tuple[Path, tuple[int, ...], tuple[str, ...]]:
@@ -135,6 +139,8 @@ def _words(
 
     words = ([] if out is None else [out]) + more
     known = [word for word in words if word in _KINDS or _NUMBERS.match(word)]
+    if strange := [word for word in words if word.startswith("-") and word not in known]:
+        raise ConfigError(f"No such option: {strange[0]}", "see: seqgraph embed --help")
     folders = [*([] if output is None else [str(output)]), *(word for word in words if word not in known)]
     if not folders:
         raise ConfigError(

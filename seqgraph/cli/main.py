@@ -125,7 +125,9 @@ def _add(app: typer.Typer, target: Any, command: Command, panel: str) -> None:
     if isinstance(target, typer.Typer):
         app.add_typer(target, name=command.name, help=command.summary, rich_help_panel=panel)
     elif callable(target):
-        app.command(command.name, help=_help(target) or command.summary, rich_help_panel=panel)(target)
+        settings = getattr(target, "context_settings", None)  # click's, of a command that wants some
+        text = _help(target) or command.summary
+        app.command(command.name, help=text, rich_help_panel=panel, context_settings=settings)(target)
     else:
         owner = manager.provider(command).title
         raise PluginError(f"plugin {owner}: command {command.name}: {command.target} is neither function nor Typer")

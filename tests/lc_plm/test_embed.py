@@ -206,7 +206,7 @@ def test_impossible_wishes(tiny, tmp_path, fasta):
 # ---------------------------------------------------------------------- the command
 def test_command_takes_the_words_of_esm_extract(cli, tiny, weights, tmp_path, fasta):
     path = fasta(">a\nmktay\n>b\nGG*\n")
-    words = ("--repr_layers", 0, 1, "--include", "mean", "per_tok", "--toks_per_batch", 99, "--nogpu")
+    words = ("--repr_layers", 0, -2, "--include", "mean", "per_tok", "--toks_per_batch", 99, "--nogpu")
     code, out, _ = cli("embed", weights, path, tmp_path / "out", *words)
     assert code == 0 and "2 proteins, 7 residues" in out
     content = _read(tmp_path / "out" / "a.pt")
@@ -231,6 +231,8 @@ def test_command_with_option_o_and_lists(cli, weights, tmp_path, fasta):
         ((), "no folder to write into"),
         (("--include", "mean", "per_tok"), "no folder to write into"),
         (("out", "twice"), "'twice'"),
+        (("out", "--formt", "npy"), "No such option: --formt"),
+        (("out", "-z"), "No such option: -z"),
         (("out", "--repr_layers", "last"), "--repr_layers 'last'"),
         (("out", "--include", "heads"), "cannot include 'heads'"),
         (("out", "--shard-bytes", "much"), "'much' is no size"),
