@@ -130,17 +130,27 @@ def timed(step: Callable[[], None], repeats: int, patience: float, cuda: bool) -
     return {"seconds": median(seconds), "repeats": many, "peak_gib": peak}
 
 
-def crossing(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """The length from which ours is larger for good, on log-log lines between those measured."""
+def crossing_point(ours: dict[int, float], theirs: dict[int, float]) -> float | None:
+    """The length from which ours is larger for good, on log-log lines between those measured; the shortest one that was
+    measured if it always is, nothing if it is not at the longest."""
     shared = sorted(ours.keys() & theirs.keys())
     lead = [math.log(ours[n] / theirs[n]) for n in shared]
     if not shared or lead[-1] <= 0:
-        return f"not up to {shared[-1]:,}" if shared else "not measured"
+        return None
     for i in range(len(shared) - 1, 0, -1):
         if lead[i - 1] <= 0:
             a, b = math.log(shared[i - 1]), math.log(shared[i])
-            return f"from {math.exp(a + (b - a) * -lead[i - 1] / (lead[i] - lead[i - 1])):,.0f} on"
-    return f"from below {shared[0]:,} on"
+            return math.exp(a + (b - a) * -lead[i - 1] / (lead[i] - lead[i - 1]))
+    return shared[0]
+
+
+def crossing(ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """:func:`crossing_point` in words."""
+    shared = sorted(ours.keys() & theirs.keys())
+    point = crossing_point(ours, theirs)
+    if point is None:
+        return f"not up to {shared[-1]:,}" if shared else "not measured"
+    return f"from below {shared[0]:,} on" if point == shared[0] else f"from {point:,.0f} on"
 
 
 def table_of(results: list[dict[str, Any]]) -> str:

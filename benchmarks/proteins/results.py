@@ -6,10 +6,10 @@
 
 OUT has tune.json, final.json, rows.json and lc-plm-8m.tar; of several, each of other sizes, the first has the search
 of its size, and ``--search`` takes others.
-``page`` writes every row: means over seeds, beside them random weights and features that need no model, which may be of
-earlier tables (``--baselines``). ``notes.md`` beside this file is written by hand: what the tables say stands before
-them, how they were made beside the commands. ``ship`` puts the weights with a card where ``seqgraph embed lc-plm-8m``
-finds them, if their validation loss is lower than that of the weights which are there.
+``page`` writes every row and draws the speeds: means over seeds, beside them random weights and features that need no
+model, which may be of earlier tables (``--baselines``). ``notes.md`` beside this file is written by hand: what the
+tables say stands before them, how they were made beside the commands. ``ship`` puts the weights with a card where
+``seqgraph embed lc-plm-8m`` finds them, if their validation loss is lower than that of the weights which are there.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.proteins.comparison import NAMES, by_task, downstream, in_brief, loss_of, pretraining, sizes_of
+from benchmarks.proteins.downstream_speed import crossing_point
 from benchmarks.proteins.downstream_speed import table_of as speed_table
 from benchmarks.proteins.pretrain_gpu import best_of
 
@@ -34,6 +35,8 @@ REPOSITORY = Path(__file__).parents[2]
 NOTES = Path(__file__).parent / "notes.md"
 WEIGHTS = REPOSITORY / "plugins" / "seqgraph_lc_plm" / "weights"
 RAN = "## How it was run"
+PICTURE = "proteins-speed.svg"
+LINES = {"lc-plm": "C2-", "esm2 sdpa": "C1--", "esm2 fair-esm": "C0--"}
 SHIPPED = "lc-plm-8m"
 INTRODUCTION = """\
 Two protein language models with as many parameters as each other, both trained here from new weights: LC-PLM, a
@@ -57,7 +60,7 @@ def page(options: argparse.Namespace) -> str:
     lines += [said.strip(), ""]
     lines += pretraining(tunes, finals) + [""] + downstream(rows)
     if options.speed:
-        lines += ["", "## Speed and memory", "", SPEEDS]
+        lines += ["", "## Speed and memory", "", SPEEDS, "", f"![Tokens a second against length]({PICTURE})"]
     for told, device in zip(options.speed, options.speed_device, strict=True):
         lines += ["", f"{device}:", "", speed_table(_json(told))]
     if options.embed:
@@ -106,6 +109,47 @@ def command_of(said: dict[str, Any]) -> str:
     return f"python {shlex.join(words)}"
 
 
+def draw(speeds: list[list[dict[str, Any]]], devices: list[str], path: Path) -> None:
+    """Tokens a second against length, a row each measurement; dotted where LC-PLM overtakes ESM-2 with fused attention.
+
+    Args:
+        speeds: what downstream_speed.py wrote, one size each.
+        devices: what each was measured on; up to the first comma stands in the title.
+        path: of the SVG.
+    """
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.hashsalt": "proteins", "svg.fonttype": "none"})
+    from matplotlib import pyplot
+
+    figure, grid = pyplot.subplots(len(speeds), 2, figsize=(10, 4 * len(speeds)), layout="constrained", squeeze=False)
+    for axes, speed, device in zip(grid, speeds, devices, strict=True):
+        for axis, way in zip(axes, ("forward", "training"), strict=True):
+            found: dict[str, dict[int, float]] = {}
+            for r in speed:
+                if r["way"] == way and "failed" not in r:
+                    found.setdefault(r["model"], {})[r["length"]] = r["tokens_per_second"]
+            for model, style in LINES.items():
+                if line := found.get(model):
+                    axis.plot(list(line), list(line.values()), style, marker="o", ms=3, label=model)
+            point = crossing_point(found.get("lc-plm", {}), found.get("esm2 sdpa", {}))
+            said = "ESM-2 ahead up to the longest" if point is None else f"LC-PLM ahead from {point:,.0f} on"
+            if point is not None and point > min(found["lc-plm"]):
+                axis.axvline(point, color="grey", ls=":")
+            elif point is not None:
+                said = "LC-PLM ahead at every length"
+            axis.set(xscale="log", yscale="log", ylim=(3e4, 4e6))
+            axis.set(xlabel="tokens of a protein", ylabel="tokens a second")
+            axis.set_xticks(lengths := sorted({r["length"] for r in speed}), [f"{n:,}" for n in lengths], fontsize=7)
+            axis.minorticks_off()
+            axis.set_title(f"{speed[0]['size'].upper()}, {way}, {device.partition(',')[0]}\n{said}", fontsize=9)
+            axis.grid(alpha=0.3)
+        axes[0].legend(fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
 def _json(path: Path) -> Any:
     return json.loads(path.read_text())
 
@@ -132,7 +176,9 @@ our own weights in float16. `seqgraph embed lc-plm-8m proteins.fasta OUT` finds 
 
 A small model after a very short training, for demonstrations and tests: not for decisions, and no replacement for the
 released ESM-2, which has seen far more. Beside an ESM-2 of the same size and training, random weights and features that
-need no model (`benchmarks/results/proteins.md`; over this model and another seed's):
+need no model (`benchmarks/results/proteins.md`; over this model and another seed's). The counts follow a rule, whatever
+is significant: of what they call better than ESM-2 secondary structure alone is a result, the rest is noise (that page
+says why).
 
 {worth}
 """
@@ -190,7 +236,10 @@ def main() -> None:
     if options.stage == "ship":
         ship(options.source[0], options.baselines, options.out or WEIGHTS)
     else:
-        (options.out or REPOSITORY / "benchmarks" / "results" / "proteins.md").write_text(page(options))
+        out = options.out or REPOSITORY / "benchmarks" / "results" / "proteins.md"
+        out.write_text(page(options))
+        if options.speed:
+            draw([_json(told) for told in options.speed], options.speed_device, out.parent / PICTURE)
 
 
 if __name__ == "__main__":

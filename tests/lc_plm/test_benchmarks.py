@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import seqgraph as sg
 from benchmarks.proteins.comparison import downstream, in_brief, tokens_apart
 from benchmarks.proteins.downstream import KINDS, models_of
+from benchmarks.proteins.downstream_speed import crossing, crossing_point
 from benchmarks.proteins.planning import latest, planned, replan, slower
 from benchmarks.proteins.pretrain_gpu import best_of, chosen
-from benchmarks.proteins.results import merged
+from benchmarks.proteins.results import draw, merged
 from benchmarks.proteins.tables import LETTERS, related
 from benchmarks.proteins.training import keep, settle, steps_of
 from seqgraph.config import load_config
@@ -204,3 +205,22 @@ def test_a_page_takes_what_was_measured_before_only_where_nothing_newer_is():
     old = [row("lc-plm-8m", "trained", 3), row("lc-plm-8m", "random", 4), row("simple", "simple", 5)]
     older = [row("simple", "simple", 6), row("esm2-8m", "random", 7)]
     assert [r["value"] for r in merged([new, old, older])] == [1, 2, 4, 5, 7]
+
+
+def test_the_picture_of_speeds_says_where_lc_plm_overtakes(tmp_path):
+    """Rates 1 and 4, then 1 and 1/4: halfway between on the logarithm of the length."""
+    theirs, ours = {1024: 4.0, 4096: 0.25}, {1024: 1.0, 4096: 1.0}
+    assert crossing_point(ours, theirs) == pytest.approx(2048) and crossing(ours, theirs) == "from 2,048 on"
+    assert crossing_point(theirs, ours) is None and crossing(theirs, ours) == "not up to 4,096"
+    assert crossing_point({256: 2.0}, {256: 1.0}) == 256 and crossing({256: 2.0}, {256: 1.0}) == "from below 256 on"
+    assert crossing_point({}, ours) is None and crossing({}, ours) == "not measured"
+    pytest.importorskip("matplotlib")
+    speed = [
+        {"size": "8m", "model": model, "way": way, "length": n, "tokens_per_second": 1e6 * rate}
+        for way, sides in {"forward": (ours, theirs), "training": (theirs, ours)}.items()
+        for model, rates in zip(("lc-plm", "esm2 sdpa"), sides, strict=True)
+        for n, rate in rates.items()
+    ]
+    draw([speed], ["a GPU, alone"], tmp_path / "speed.svg")
+    text = (tmp_path / "speed.svg").read_text()
+    assert "LC-PLM ahead from 2,048 on" in text and "ESM-2 ahead up to the longest" in text and "a GPU" in text
