@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from seqgraph.config import TrainConfig
-from seqgraph.errors import ConfigError
+from seqgraph.errors import ConfigError, UserError
 from seqgraph.train.batching import BatchKey, BatchSource, TokenBatches, token_batches
 from seqgraph.train.callbacks import Conductor, Stop
 from seqgraph.train.console import Console
@@ -228,7 +228,7 @@ def fit(
     Raises:
         ConfigError: when the machine does not have the devices that are asked for, for several processes or a
             warm-up in steps with ``train.seconds``, and for what ``train.replay`` does not go with.
-        UserError: when the loss is not finite.
+        UserError: when the loss is not finite, or a GPU's memory does not suffice.
         Interrupted: when a signal came, or ``stop_after`` was reached; the state is saved.
         KeyboardInterrupt: when a second signal came; nothing is saved.
     """
@@ -276,6 +276,8 @@ def fit(
             trainer.fit(module)
         except Stop:
             raise Interrupted(folder.path, progress.step) from None
+        except torch.OutOfMemoryError as error:
+            raise UserError(*_no_memory(config, progress, str(error))) from None
         except SystemExit as error:  # Lightning's answer to Ctrl-C; it leaves the signal ignored
             if not isinstance(error.__context__, KeyboardInterrupt):
                 raise
@@ -286,6 +288,19 @@ def fit(
         finally:
             module.replays = conductor.average = None  # and their memory: Lightning keeps hold of the trainer
     return progress
+
+
+def _no_memory(config: TrainConfig, progress: Progress, said: str) -> tuple[str, str]:
+    """What did not fit, and settings that need less; of training the same steps, where batches can be put together."""
+    smaller = f"train.max_tokens={max(1, config.max_tokens // 2)}"
+    cures = [smaller if config.replay else f"{smaller} train.accumulate={2 * config.accumulate}"]
+    if config.eval_tokens:
+        cures.append(f"train.eval_tokens={max(1, config.eval_tokens // 2)} where it was an evaluation")
+    if config.replay and not config.level:
+        cures.append("train.level=true train.replay=1, which keeps one recording")
+    where = f"epoch {progress.epoch + 1}, after step {progress.step}"
+    batches = f"batches of up to {config.max_tokens} tokens: {said.partition('. GPU ')[0]}"
+    return f"out of memory in {where}, with {batches}", f"in a new run: {', or '.join(cures)}"
 
 
 def _mine(state: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
