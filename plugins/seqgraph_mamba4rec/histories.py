@@ -233,10 +233,10 @@ class HistoryDataset(Dataset):
 
     def _check(self, events: Events, split: str) -> None:
         # Leave-one-out holds two of a user's events out, each after another one; the other splits one.
-        needed, name = (3, "three") if split == "leave-one-out" else (2, "two")
+        needed, word = (3, "three") if split == "leave-one-out" else (2, "two")
         if np.diff(self.borders).max() < needed:
             raise DataError(
-                f"{events.path}: no user has {name} events, so there is nothing to hold out",
+                f"{events.path}: no user has {word} events, so there is nothing to hold out",
                 "lower data.k_core" if self.settings["k_core"] > 1 else "give longer histories",
             )
         for name in ("valid", "test"):

@@ -91,7 +91,7 @@ def gbce_loss(
     the probability comes out of its logarithm as a factor, no logit has to be transformed.
 
     Here s is a logit less log V, which no ranking notices: every item then starts at about 1 / V and not at a half.
-    Without it the first steps teach the read-outs to push all items down alike, and training stays there.
+    Without it the first steps teach the read-outs to push all items down alike, and training stays there for long.
 
     Args:
         hidden: read-outs, (P, D).

@@ -19,7 +19,9 @@ def evaluate(
     """Evaluate a run's best checkpoint on one split."""
     from seqgraph.train.run import evaluate_on
 
-    metrics, data = evaluate_on(run, split, accelerator=accelerator)
+    metrics, data, trained_on = evaluate_on(run, split, accelerator=accelerator)
+    if data != trained_on:
+        out.print_note("Warning", f"trained on the data {trained_on or 'none'}, evaluated on {data or 'none'}")
     if json:
         out.print_json({"run": str(run), "split": split, "data": data, "metrics": metrics})
     else:

@@ -130,8 +130,10 @@ def evaluate(run: str | Path, split: str = "test", *, accelerator: str = "auto")
     return evaluate_on(run, split, accelerator=accelerator)[0]
 
 
-def evaluate_on(run: str | Path, split: str = "test", *, accelerator: str = "auto") -> tuple[dict[str, float], str]:
-    """What :func:`evaluate` returns, and the fingerprint of the data it was measured on, as they are read now."""
+def evaluate_on(
+    run: str | Path, split: str = "test", *, accelerator: str = "auto"
+) -> tuple[dict[str, float], str, str]:
+    """What :func:`evaluate` returns, the fingerprint of the data as they are read now, and of those trained on."""
     if split not in ("train", "valid", "test"):
         raise ConfigError(f"there is no split {split!r}", "the splits are train, valid and test")
     folder = checkpoint.find(run)
@@ -142,7 +144,8 @@ def evaluate_on(run: str | Path, split: str = "test", *, accelerator: str = "aut
     seed_everything(config.seed[0])
     data = build_data(config)
     task, _ = build_task(config, data)
-    return _evaluate(task, data, config, folder, split), data.fingerprint()
+    trained_on = saved.get("facts", {}).get("data", "")
+    return _evaluate(task, data, config, folder, split), data.fingerprint(), trained_on
 
 
 # ---------------------------------------------------------------------- building

@@ -52,7 +52,7 @@ def test_train_then_evaluate(file, tmp_path, capsys):
     assert found["data"] == "toy-48-0"
 
 
-def test_evaluate_says_which_data_it_read_not_which_were_trained_on(file, tmp_path, capsys):
+def test_evaluate_says_which_data_it_read_and_that_others_were_trained_on(file, tmp_path, capsys):
     assert main(["train", file, "--json"]) == 0
     for path in (tmp_path / "runs" / "small").rglob("config.json"):
         saved = json.loads(path.read_text())
@@ -60,7 +60,9 @@ def test_evaluate_says_which_data_it_read_not_which_were_trained_on(file, tmp_pa
         path.write_text(json.dumps(saved))
     capsys.readouterr()
     assert main(["evaluate", "runs/small", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["data"] == "toy-48-5"
+    found = capsys.readouterr()
+    assert json.loads(found.out)["data"] == "toy-48-5"
+    assert "trained on the data toy-48-0, evaluated on toy-48-5" in " ".join(found.err.split())
 
 
 def test_train_prints_what_it_is_about(file, capsys):
