@@ -152,12 +152,12 @@ def _scorer(
     device = "cuda" if torch.cuda.is_available() and not nogpu else "cpu"
     network = open_model(model, device)
     context = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+    options: dict[str, Any] = {"max_tokens": max_tokens}
     with context, ResidueProgress(what, None, positions) as progress:
-        yield (
-            network,
-            {
-                "max_tokens": max_tokens,
-                "progress": lambda count: progress(0, count),
-                "on_halved": lambda tokens: progress.note(halved(tokens)),
-            },
-        )
+
+        def on_halved(tokens: int) -> None:
+            options["max_tokens"] = tokens  # the next protein begins with what sufficed
+            progress.note(halved(tokens))
+
+        options |= {"progress": lambda count: progress(0, count), "on_halved": on_halved}
+        yield network, options

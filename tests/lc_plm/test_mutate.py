@@ -125,6 +125,10 @@ def test_commands_say_that_memory_did_not_suffice(weights, tiny, table, tmp_path
     ):
         assert main([*map(str, words), "--nogpu", "--toks_per_batch", "48"]) == 0
         assert "out of memory: going on with 24 tokens a batch" in capsys.readouterr().err
+    fasta.write_text(f">a\n{WILD}\n>b\n{WILD[::-1]}\n")  # the second protein begins with the smaller budget
+    assert main(["perplexity", str(weights), str(fasta), "--nogpu", "--toks_per_batch", "120"]) == 0
+    err = capsys.readouterr().err
+    assert [err.count(f"going on with {tokens} tokens") for tokens in (60, 24)] == [1, 1]
 
 
 def test_dna_is_no_protein_to_score(weights, table, tmp_path, capsys):
