@@ -29,6 +29,7 @@ Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="Of matrix prod
 
 
 def embed(
+    context: typer.Context,
     model: Model,
     fasta: Annotated[Path, typer.Argument(metavar="FASTA", help="Proteins: FASTA, plain or compressed.")],
     out: Annotated[str | None, typer.Argument(metavar="OUT", help="Folder to write into (or -o).")] = None,
@@ -92,6 +93,9 @@ def embed(
 
     Killed at any moment, it goes on with [bold]--resume[/]. Under [bold]torchrun[/] every process takes its share.
     """
+    # "--nogp MODEL FASTA OUT" moves every word on. A file may be called so: Path has lost the "./" before it.
+    words = [model, *([] if fasta.exists() else [str(fasta)]), *([] if out is None else [out]), *(more or [])]
+    _refuse_options(words, [name for each in context.command.params for name in each.opts if name.startswith("-")])
     folder, layers, kinds = _words(output, out, more or [], repr_layers or [], include or [])
     from seqgraph_lc_plm.extract import Extraction
     from seqgraph_lc_plm.models import open_model
@@ -123,8 +127,23 @@ def embed(
             raise typer.Exit(2) from None
 
 
-# esm-extract's "--repr_layers 0 -1": a negative layer is a word, and _words refuses options that are none.
+# esm-extract's "--repr_layers 0 -1": a negative layer is a word, and _refuse_options refuses options that are none.
 embed.context_settings = {"ignore_unknown_options": True}  # type: ignore[attr-defined]
+
+
+def _refuse_options(words: list[str], options: list[str]) -> None:
+    """Raise ConfigError, with the nearest of the options, for the first word that begins as one and is no number."""
+    import difflib
+
+    from seqgraph.errors import ConfigError
+
+    strange = next((word for word in words if word.startswith("-") and not _NUMBERS.match(word)), None)
+    if strange is None:
+        return
+    option = strange.partition("=")[0]
+    near = difflib.get_close_matches(option, options, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigError(f"No such option: {option}", f"{hint}see: seqgraph embed --help")
 
 
 def _words(
@@ -139,8 +158,6 @@ def _words(
 
     words = ([] if out is None else [out]) + more
     known = [word for word in words if word in _KINDS or _NUMBERS.match(word)]
-    if strange := [word for word in words if word.startswith("-") and word not in known]:
-        raise ConfigError(f"No such option: {strange[0]}", "see: seqgraph embed --help")
     folders = [*([] if output is None else [str(output)]), *(word for word in words if word not in known)]
     if not folders:
         raise ConfigError(

@@ -246,6 +246,21 @@ def test_command_refuses_in_one_line(cli, weights, tmp_path, fasta, monkeypatch,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("word", ["--nogp", "--nogp=1"])
+def test_command_names_a_misspelt_option_wherever_it_stands(cli, place, word):
+    words = ["no-run", "none.fasta", "out"]
+    code, _, err = cli("embed", *words[:place], word, *words[place:])
+    assert code == 2 and "No such option: --nogp\n" in err and "did you mean --nogpu?" in err
+
+
+def test_command_reads_a_file_that_is_called_like_an_option(cli, weights, tmp_path, fasta, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fasta(">a\nMKT\n", "--a.fasta")
+    code, out, _ = cli("embed", weights, "./--a.fasta", "out")
+    assert code == 0 and "1 proteins" in out
+
+
 def test_command_names_file_and_record_before_it_loads_anything(cli, tmp_path, fasta):
     code, _, err = cli("embed", tmp_path / "no-such-run", fasta(">a\nMKT\n>b\nMKJ\n"), tmp_path / "out")
     assert code == 2 and "in.fasta: record 2 (b, line 3): letter 'J' at position 3" in err
