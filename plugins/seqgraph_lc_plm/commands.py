@@ -26,6 +26,7 @@ Model = Annotated[
 Budget = Annotated[int, typer.Option("--toks_per_batch", "--toks-per-batch", min=1, help="Tokens in one forward pass.")]
 NoGpu = Annotated[bool, typer.Option("--nogpu", help="Use the CPU even where there is a GPU.")]
 Precision = Annotated[Literal["fp32", "bf16"], typer.Option(help="Of matrix products.")]
+Nucleotides = Annotated[bool, typer.Option("--nucleotides", help="Read a file that looks like DNA or RNA as proteins.")]
 
 
 def embed(
@@ -78,9 +79,7 @@ def embed(
     id: Annotated[
         Literal["full-header", "first-word"], typer.Option(help="What of a header is the protein's name.")
     ] = "full-header",
-    nucleotides: Annotated[
-        bool, typer.Option("--nucleotides", help="Read a file of nothing but A C G T U N as proteins.")
-    ] = False,
+    nucleotides: Nucleotides = False,
     contacts_max: Annotated[
         int, typer.Option("--contacts-max", min=1, help="Residues of the longest protein for contacts.")
     ] = 512,

@@ -91,8 +91,8 @@ class ProtMamba(MambaLM):
             stream: values (T,) int64.
             where: as there.
             positions: places (T,) of the tokens in their sequences, for spans that are filled in behind them: both
-                <mask-i> and the span then have those that the span has in the sequence. By default they count from
-                each <cls>.
+                <mask-i> and the span then have those that the span has in the sequence, and the <eos> before the
+                spans has place 0. By default they count from each <cls>.
 
         Raises:
             ConfigError: for positions of another shape.

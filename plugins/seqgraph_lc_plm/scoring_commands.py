@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from seqgraph_lc_plm.commands import Budget, Model, NoGpu, Precision
+from seqgraph_lc_plm.commands import Budget, Model, NoGpu, Nucleotides, Precision
 
 if TYPE_CHECKING:
     from seqgraph_lc_plm.base import ProteinLM
@@ -107,9 +107,7 @@ def perplexity(
     on_invalid: Annotated[
         Literal["error", "skip"], typer.Option("--on-invalid", help="Letters that are no amino acids, empty records.")
     ] = "error",
-    nucleotides: Annotated[
-        bool, typer.Option("--nucleotides", help="Read a file of nothing but A C G T U N as proteins.")
-    ] = False,
+    nucleotides: Nucleotides = False,
 ) -> None:
     """Pseudo-perplexity of each protein: how surprised the model is of its residues, each masked by itself.
 

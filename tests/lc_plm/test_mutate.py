@@ -149,6 +149,11 @@ def test_dna_is_no_protein_to_score(weights, table, tmp_path, capsys):
         assert "looks like DNA or RNA" in capsys.readouterr().err
     assert not out.exists()
     assert main(["perplexity", str(weights), str(fasta), "--nucleotides"]) == 0
+    for command in ("perplexity", "embed"):
+        capsys.readouterr()
+        assert main([command, "--help"]) == 0
+        help_text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert "Read a file that looks like DNA or RNA as proteins" in help_text
 
 
 # ---------------------------------------------------------------------- tables
