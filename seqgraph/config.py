@@ -175,7 +175,8 @@ def load_config(
     Args:
         source: a preset's name, a YAML file, a run folder (its ``config.json``), a mapping, or a configuration.
         overrides: ``section.key=value`` texts, or ``seed=0,1,2``; the value is read as YAML. What names a section's
-            plugin (``model=gmn``) comes first, wherever it stands, as it clears the section.
+            plugin (``model=gmn``) comes first, wherever it stands, as it clears the section; of several names the last
+            one counts, and the fields are its.
         data_root: the same as ``data.root=...``.
 
     Raises:
@@ -309,8 +310,10 @@ def _mapping(tree: Any, where: str) -> dict[str, Any]:
 
 
 def _names_a_plugin(text: str) -> bool:
-    section, _, field = text.partition("=")[0].partition(".")
-    return section in SECTIONS and field in ("", "name")
+    """Not so a whole section (``model={name: gmn, m: 2}``), which takes the place of what stands before it."""
+    key, _, value = text.partition("=")
+    section, _, field = key.partition(".")
+    return section in SECTIONS and field in ("", "name") and not value.lstrip().startswith("{")
 
 
 def _override(tree: dict[str, Any], text: str, value: Any = None) -> None:

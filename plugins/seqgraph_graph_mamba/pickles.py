@@ -123,8 +123,10 @@ def _reason(error: Exception) -> str:
     said = str(error).strip() or type(error).__name__
     if "Weights only load failed" not in said:
         return said.splitlines()[0]
-    asked = re.search(r"GLOBAL (\S+)", said)
-    return f"it asks for {asked[1]}" if asked else "it holds other things than tensors"
+    if asked := re.search(r"GLOBAL (\S+)", said):
+        return f"it asks for {asked[1]}"
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", said)
+    return f"it is damaged, or torch.save did not write it{f' ({found[1].strip()})' if found else ''}"
 
 
 def read_index_pickle(path: Path, names: Iterable[str], size: int) -> dict[str, np.ndarray]:

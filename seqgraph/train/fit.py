@@ -30,6 +30,7 @@ from seqgraph.train.batching import BatchKey, BatchSource, TokenBatches, token_b
 from seqgraph.train.callbacks import Conductor, Stop
 from seqgraph.train.console import Console
 from seqgraph.train.evaluation import sums_of
+from seqgraph.train.memory import no_memory
 from seqgraph.train.optimize import learning_rate, parameter_groups, timed_learning_rate, undecayed
 from seqgraph.train.replay import CudaRecorder, LevelReplays, Replays, check, own_stream
 from seqgraph.train.state import Interrupted, Progress
@@ -277,7 +278,7 @@ def fit(
         except Stop:
             raise Interrupted(folder.path, progress.step) from None
         except torch.OutOfMemoryError as error:
-            raise UserError(*_no_memory(config, progress, str(error))) from None
+            raise UserError(*no_memory(config, data, progress, str(error))) from None
         except SystemExit as error:  # Lightning's answer to Ctrl-C; it leaves the signal ignored
             if not isinstance(error.__context__, KeyboardInterrupt):
                 raise
@@ -288,19 +289,6 @@ def fit(
         finally:
             module.replays = conductor.average = None  # and their memory: Lightning keeps hold of the trainer
     return progress
-
-
-def _no_memory(config: TrainConfig, progress: Progress, said: str) -> tuple[str, str]:
-    """What did not fit, and settings that need less; of training the same steps, where batches can be put together."""
-    smaller = f"train.max_tokens={max(1, config.max_tokens // 2)}"
-    cures = [smaller if config.replay else f"{smaller} train.accumulate={2 * config.accumulate}"]
-    if config.eval_tokens:
-        cures.append(f"train.eval_tokens={max(1, config.eval_tokens // 2)} where it was an evaluation")
-    if config.replay and not config.level:
-        cures.append("train.level=true train.replay=1, which keeps one recording")
-    where = f"epoch {progress.epoch + 1}, after step {progress.step}"
-    batches = f"batches of up to {config.max_tokens} tokens: {said.partition('. GPU ')[0]}"
-    return f"out of memory in {where}, with {batches}", f"in a new run: {', or '.join(cures)}"
 
 
 def _mine(state: dict[str, Any], rank: int, world: int) -> dict[str, Any]:

@@ -170,6 +170,18 @@ def test_a_hostile_file_is_refused_and_named(cls, tmp_path, monkeypatch):
     assert not (tmp_path / "owned").exists()
 
 
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><html></html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\n", b""]
+)
+def test_what_torch_did_not_write_is_not_called_hostile(content, tmp_path):
+    write_raw(PcqmContact, tmp_path)
+    path = tmp_path / PcqmContact.name / "raw" / f"val.{PcqmContact.suffix}"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"val\.{PcqmContact.suffix}") as caught:
+        PcqmContact(str(tmp_path))
+    assert re.search(r"torch\.save did not write it \(Unsupported operand \d+\)$|is empty$", caught.value.message)
+
+
 def test_what_is_wrong_in_a_file_is_named(tmp_path):
     raw = tmp_path / "pascalvoc-sp" / "raw"
     write_raw(PascalVocSp, tmp_path)

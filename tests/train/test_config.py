@@ -63,6 +63,14 @@ def test_a_name_comes_before_its_fields_wherever_it_stands(file, name):
         load_config(other, ["model.dmodel=8", name])
 
 
+def test_a_whole_section_takes_the_place_of_what_stands_before_it(file):
+    whole = "model={name: toy-model, d_model: 4}"
+    assert load_config(file, ["model.d_model=8", whole]).model.fields == {"d_model": 4}
+    assert load_config(file, [whole, "model.d_model=8"]).model.fields == {"d_model": 8}
+    with pytest.raises(PluginError, match="other"):
+        load_config(file, ["model=toy-model", "model.d_model=8", "model=other"])
+
+
 def test_mapping_and_config_are_sources_too(file):
     config = load_config(file)
     assert load_config(config) == config == load_config(config.model_dump())

@@ -337,22 +337,6 @@ def test_a_loss_that_is_not_finite_stops_with_the_last_good_checkpoint(toy_confi
     assert len(log(tmp_path / "run")) == 1
 
 
-def test_want_of_memory_names_what_needs_less(toy, toy_config, tmp_path, monkeypatch):
-    step, seen = toy.ToyTask.training_step, []
-
-    def full_at_the_tenth_step(task, batch):
-        seen.append(batch)
-        if len(seen) == 10:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity")
-        return step(task, batch)
-
-    monkeypatch.setattr(toy.ToyTask, "training_step", full_at_the_tenth_step)
-    config = toy_config(train__max_tokens=64, train__eval_tokens=100)
-    with pytest.raises(UserError, match=r"out of memory in epoch \d, after step 9, .* 64 tokens: .* GiB \(") as error:
-        train(config, output=tmp_path / "run", quiet=True)
-    assert "train.max_tokens=32 train.accumulate=2" in error.value.hint and "eval_tokens=50" in error.value.hint
-
-
 def test_a_full_disk_keeps_the_checkpoint_before(toy_config, tmp_path, monkeypatch):
     import errno
 
