@@ -119,10 +119,12 @@ def test_a_replayed_step_is_the_computed_one(variant, bf16, level):
             for one, two in zip(grads, wanted_grads, strict=True):
                 assert (one is None) == (two is None)
                 if one is not None:
-                    # Rounding can carry a node's value over the kink of a ReLU, whose gradient then goes or comes: seen
-                    # once in a row of 89 numbers of an embedding, by .004.
                     off = (one - two).abs() / max(float(two.abs().max()), least)
-                    assert float((off > 10 * near["atol"]).float().mean()) <= 0.02 and float(off.max()) <= 0.03
+                    rows = torch.atleast_1d(off > 10 * near["atol"])
+                    rows = rows.reshape(len(rows), -1).any(1)
+                    # Rounding can carry a node's value over the kink of a ReLU, whose gradient then goes or comes: seen
+                    # once, in one row of an embedding, by .004.
+                    assert int(rows.sum()) == 0 or (int(rows.sum()) == 1 and float(off.max()) <= 0.01)
             for (name, one), (_, two) in zip(task.named_buffers(), other.named_buffers(), strict=True):
                 torch.testing.assert_close(one, two, rtol=1e-2 if bf16 else 1e-4, atol=1e-4, msg=name)
             with torch.no_grad():
