@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,35 +15,13 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent))
 
 from lc_plm_reference import lc_plm
+from mamba_files import DEPTH, D, E, N, V, causal, causal_logits, direction, draw, projections, write_folder
 
 import seqgraph as sg
 from seqgraph.cli.main import main
-from seqgraph.errors import CheckpointError, ConfigError
+from seqgraph.errors import CheckpointError
 from seqgraph.train import checkpoint
 from seqgraph_lc_plm.model import LcPlm, MambaLM
-
-D, E, N, R, W, V, DEPTH = 32, 64, 4, 2, 4, 48, 3
-
-
-def draw(*shape, scale=0.2):
-    return torch.randn(*shape) * scale
-
-
-def direction():
-    """What one direction owns, with the initial time scales of Mamba-1."""
-    return {
-        "conv1d.weight": draw(E, 1, W),
-        "conv1d.bias": draw(E),
-        "x_proj.weight": draw(R + 2 * N, E),
-        "dt_proj.weight": draw(E, R),
-        "dt_proj.bias": draw(E) - 3,
-        "A_log": torch.log(torch.arange(1.0, N + 1)).repeat(E, 1) + draw(E, N),
-        "D": draw(E) + 1,
-    }
-
-
-def projections():
-    return {"in_proj.weight": draw(2 * E, D), "out_proj.weight": draw(D, E)}
 
 
 def published(prefix="bimamba.backbone.", embedding="embedding.weight"):
@@ -63,37 +42,10 @@ def aliases(prefix="bimamba.backbone."):
     return {"format": "pt", **{name.format("rev"): name.format("fwd") for name in names}}
 
 
-CONFIG = {
-    "d_model": D,
-    "n_layer": DEPTH,
-    "d_intermediate": 0,
-    "layer": "Mamba1",
-    "ssm_cfg": {},
-    "bidirectional": True,
-    "bidirectional_strategy": "add",
-    "bidirectional_weight_tie": True,
-    "rms_norm": True,
-    "norm_epsilon": 1e-5,
-    "tie_embeddings": False,
-    "model_type": "lcplm",
-}
-
-
 @pytest.fixture
 def folder(tmp_path):
-    """Writes a folder of weights; None as metadata for a file without any."""
-
-    def write(tensors, metadata=None, name="model.safetensors", **config):
-        path = tmp_path / "weights"
-        path.mkdir(exist_ok=True)
-        (path / "config.json").write_text(json.dumps({**CONFIG, **config}))
-        if name.endswith(".bin"):
-            torch.save(tensors, path / name)
-        else:
-            save_file(tensors, path / name, metadata=metadata)
-        return path
-
-    return write
+    """Writes a folder of weights."""
+    return partial(write_folder, tmp_path / "weights")
 
 
 def assert_is_the_formulas(model, tensors, prefix="bimamba.backbone.", embedding="embedding.weight", head=None):
@@ -291,31 +243,6 @@ def test_caduceus_ph(folder):
         sg.load(folder({**tensors, f"{prefix}embeddings.complement_map": torch.arange(V)}))
 
 
-def causal(embedding="embedding.weight", norm_bias=False):
-    """Tensors as mamba_ssm has them."""
-    torch.manual_seed(1)
-    tensors = {f"backbone.{embedding}": draw(V, D), "backbone.norm_f.weight": draw(D) + 1, "lm_head.weight": draw(V, D)}
-    for i in range(DEPTH):
-        tensors[f"backbone.layers.{i}.norm.weight"] = draw(D) + 1
-        own = {**projections(), **direction()}
-        tensors |= {f"backbone.layers.{i}.mixer.{name}": value for name, value in own.items()}
-    return tensors
-
-
-def causal_logits(tensors, embedding, ids):
-    """A causal Mamba through mambapy, an implementation of others."""
-    from mambapy.mamba import Mamba, MambaConfig
-
-    config = MambaConfig(d_model=D, n_layers=DEPTH, dt_rank=R, d_state=N, d_conv=W, pscan=False)
-    model = Mamba(config)
-    layers = {n.removeprefix("backbone."): t for n, t in tensors.items() if n.startswith("backbone.layers.")}
-    model.load_state_dict(layers)
-    with torch.no_grad():
-        out = model(tensors[f"backbone.{embedding}"][ids][None])[0]
-        out = out / torch.sqrt((out * out).mean(-1, keepdim=True) + 1e-5) * tensors["backbone.norm_f.weight"]
-        return out @ tensors["lm_head.weight"].T
-
-
 @pytest.mark.parametrize("embedding", ["embedding.weight", "embeddings.weight"])
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_mamba_of_mamba_ssm_and_of_hugging_face(folder, embedding, name):
@@ -354,50 +281,7 @@ def test_mamba2(folder):
     torch.testing.assert_close(model.backbone(stream).values, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("sequences", [0, 3])
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_protmamba_with_its_positions(folder, sequences, wrapped):
-    """Homologs one after another: places count from each <cls>, sequences from 1, both up to their last row."""
-    tensors = causal()
-    places, parts = 7, (D // 2, D // 4, D // 4) if sequences else (D // 2, D // 2, 0)
-    embedding, tables = draw(V, parts[0]), [draw(places, parts[1]), draw(sequences, parts[2])]
-    stored = {**tensors, "backbone.embedding.weight": embedding, "lm_head.weight": embedding}
-    stored["backbone.position_embedding.weight"] = tables[0]
-    if sequences:
-        stored["backbone.seq_position_embedding.weight"] = tables[1]
-    if wrapped:
-        stored = {name.replace(".mixer.", ".mixer.ckpt_layer."): value for name, value in stored.items()}
-    model = sg.load(folder(stored, name="pytorch_model.bin", model_type=""))
-    assert model.lm_head.weight is model.backbone.embedding.weight and model.assets["weights"]["head"] == "tied"
-    assert len(model.assets["alphabet"]) == 38 and model.assets["alphabet"][32:34] == ["<mask>", "<mask-1>"]
-    texts = [[[0, *range(4, 14)], [0, 4, 5], [0, 7, 8], [0, 9]], [[0, 21, 22], [0, 5]], [[5, 6], [0, 7]]]
-    ids = [torch.tensor([token for sequence in text for token in sequence]) for text in texts]
-    stream = sg.TokenStream.from_ragged(ids)
-    logits = model(stream).split(stream.lengths.tolist())
-    state = model.represent(stream, [0])[0]
-    for s, text in enumerate(texts):
-        rows = []
-        for number, sequence in enumerate(text, start=int(text[0][0] == 0)):
-            for place, token in enumerate(sequence):
-                row = [embedding[token], tables[0][min(place, places - 1)]]
-                rows.append(torch.cat([*row, *([tables[1][min(number, sequences - 1)]] if sequences else [])]))
-        torch.testing.assert_close(state[s].values, torch.stack(rows))
-        given = {**tensors, "backbone.embedding.weight": torch.stack(rows), "lm_head.weight": torch.eye(D)}
-        hidden = causal_logits(given, "embedding.weight", torch.arange(len(rows)))
-        torch.testing.assert_close(logits[s], hidden[:, : parts[0]] @ embedding.T, atol=1e-5, rtol=1e-5)
-    given = torch.randint(places, stream.values.shape)
-    assert not torch.allclose(model(stream, positions=given), model(stream))
-    tables[0].copy_(tables[0][torch.zeros(places, dtype=torch.long)])  # places that are all alike do not count
-    with torch.no_grad():
-        model.backbone.position_embedding.weight.copy_(tables[0])
-    torch.testing.assert_close(model(stream, positions=given), model(stream))
-    with pytest.raises(ConfigError, match="positions are"):
-        model(stream, positions=given[1:])
-
-
 def test_what_only_has_mamba_s_names_is_refused(folder):
-    with pytest.raises(CheckpointError, match=f"parts of {D} \\+ 9 \\+ 0 do not make tokens of width {D}"):
-        sg.load(folder({**causal(), "backbone.position_embedding.weight": draw(9, 9)}, model_type="mamba"))
     with pytest.raises(CheckpointError, match="is a falcon_mamba"):
         sg.load(folder(causal("embeddings.weight"), model_type="falcon_mamba"))
 
