@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seqgraph.errors import DataError
 from seqgraph_lc_plm.graph import InteractionGraph
 from seqgraph_lc_plm.graph_embed import embed_in_graph
 from seqgraph_lc_plm.graph_task import LINKED
@@ -22,7 +23,7 @@ def strangers(edges: np.ndarray, joined: set[tuple[int, int]], draw: np.random.G
 
     Args:
         edges: (2, P).
-        joined: every edge of the graph, the smaller number first.
+        joined: every edge of the graph, and what else is not to be drawn, the smaller number first.
         draw: where the pairs come from.
 
     Returns:
@@ -63,6 +64,9 @@ def links(
         limit: of edges.
         device: of the probes.
         simple: whether the product of the known degrees and features that need no model stand beside them.
+
+    Raises:
+        DataError: when the limit leaves training, validation or test without pairs of either kind.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -92,8 +96,17 @@ def links(
             taught = rest[len(rest) // 2 :]
             cut = len(taught) // 10
             pairs, answers = [], []
-            for part in (taught[cut:], taught[:cut], np.flatnonzero(test)):
-                others = strangers(edges[:, part], joined, draw)
+            drawn = set(joined)  # no pair is in two parts
+            parts = {"training": taught[cut:], "validation": taught[:cut], "test": np.flatnonzero(test)}
+            for what, part in parts.items():
+                others = strangers(edges[:, part], drawn, draw)
+                if not len(part) or not others.shape[1]:
+                    raise DataError(
+                        f"SHS27k {how}, seed {seed}: of {edges.shape[1]} edges {len(part)} are for {what}, beside "
+                        f"{others.shape[1]} pairs that do not interact: both are needed",
+                        "a larger --limit, 100 say, or none",
+                    )
+                drawn |= set(map(tuple, others.T.tolist()))
                 pairs.append(np.concatenate([edges[:, part], others], 1))
                 answers.append(np.repeat([1, 0], [len(part), others.shape[1]]))
             size = pairs[2].shape[1]
