@@ -341,7 +341,7 @@ def test_links_with_and_without_neighbours(root, tiny):
     assert {row.data for row in rows} == {"SHS27k random, seed 0,1", "SHS27k bfs, seed 0,1"}
     assert all(0 <= value <= 1 for value in found.values()) and {row.size for row in rows} == {32}
     assert links.links(root, [Embeddings(tiny, "tiny")], splits=("random", "bfs"), seeds=(0, 1)) == rows
-    few = links.links(root, [], splits=("random",), seeds=(0,), limit=40)
+    few = links.links(root, [], splits=("random",), seeds=(0,), limit=70)
     assert {row.features for row in few} == {"none", "1-mers", "2-mers"}
 
 
