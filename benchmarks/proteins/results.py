@@ -177,8 +177,7 @@ our own weights in float16. `seqgraph embed lc-plm-8m proteins.fasta OUT` finds 
 A small model after a very short training, for demonstrations and tests: not for decisions, and no replacement for the
 released ESM-2, which has seen far more. Beside an ESM-2 of the same size and training, random weights and features that
 need no model (`benchmarks/results/proteins.md`; over this model and another seed's). The counts follow a rule, whatever
-is significant: of what they call better than ESM-2 secondary structure alone is a result, the rest is noise (that page
-says why).
+is significant: that page says which of them are results, and which noise.
 
 {worth}
 """

@@ -32,6 +32,23 @@ def proteins() -> Callable[..., list[str]]:
 
 
 @pytest.fixture
+def small_memory(monkeypatch) -> Callable[..., None]:
+    """Makes passes of a model over more than so many segments or tokens run out of memory."""
+
+    def limit(model: LcPlm, **most: int) -> None:
+        whole = type(model).forward
+
+        def forward(self, stream, where=None):
+            if any(getattr(stream, name) > value for name, value in most.items()):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return whole(self, stream, where)
+
+        monkeypatch.setattr(type(model), "forward", forward)
+
+    return limit
+
+
+@pytest.fixture
 def tiny() -> LcPlm:
     """Two blocks of width 16, with weights far enough from their start that every part matters."""
     torch.manual_seed(0)

@@ -283,19 +283,12 @@ def test_out_of_memory_for_one_protein(tiny, fasta, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_out_of_memory_for_contacts_takes_fewer_copies(tiny, tmp_path, proteins, monkeypatch):
+def test_out_of_memory_for_contacts_takes_fewer_copies(tiny, small_memory, tmp_path, proteins, monkeypatch):
     path = tmp_path / "few.fasta"
     path.write_text("".join(f">p{i}\n{s}\n" for i, s in enumerate(proteins(7, 9))))
     job = Extraction(fasta=path, include=("contacts",), max_tokens=200)
     job.run(tiny, tmp_path / "plenty")
-    whole = type(tiny).forward
-
-    def forward(self, stream, where=None):
-        if stream.num_tokens > 60:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, stream, where)
-
-    monkeypatch.setattr(type(tiny), "forward", forward)
+    small_memory(tiny, num_tokens=60)
     notes: list[str] = []
     job.run(tiny, tmp_path / "out", note=notes.append)
     assert notes == [f"out of memory: going on with {n} tokens a batch" for n in (100, 50)]

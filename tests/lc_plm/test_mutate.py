@@ -88,16 +88,9 @@ def test_pseudo_perplexity_is_the_models_own(tiny):
     assert seen == pytest.approx(math.exp(-sum(own) / len(own)), rel=1e-5)
 
 
-def test_out_of_memory_while_scoring_halves_the_batch(tiny, monkeypatch):
+def test_out_of_memory_while_scoring_halves_the_batch(tiny, small_memory, monkeypatch):
     expected = log_probabilities(tiny, WILD)
-    whole = type(tiny).forward
-
-    def forward(self, stream, where=None):
-        if stream.num_segments > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, stream, where)
-
-    monkeypatch.setattr(type(tiny), "forward", forward)
+    small_memory(tiny, num_segments=2)
     told: list[int] = []
     found = log_probabilities(tiny, WILD, max_tokens=12 * 10, on_halved=told.append)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -108,15 +101,8 @@ def test_out_of_memory_while_scoring_halves_the_batch(tiny, monkeypatch):
             log_probabilities(tiny, WILD, method=method)
 
 
-def test_commands_say_that_memory_did_not_suffice(weights, tiny, table, tmp_path, monkeypatch, capsys):
-    whole = type(tiny).forward
-
-    def forward(self, stream, where=None):
-        if stream.num_segments > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(self, stream, where)
-
-    monkeypatch.setattr(type(tiny), "forward", forward)
+def test_commands_say_that_memory_did_not_suffice(weights, tiny, small_memory, table, tmp_path, capsys):
+    small_memory(tiny, num_segments=2)
     fasta = tmp_path / "a.fasta"
     fasta.write_text(f">a\n{WILD}\n")
     for words in (
