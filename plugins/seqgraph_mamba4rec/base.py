@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from seqgraph.stream import TokenStream
 from seqgraph_mamba4rec.blocks import NORM_EPS, Layer, Placement
@@ -26,6 +27,7 @@ class NextItemModel(Recommender, nn.Module):
         placement: "post" norms the embedding after its dropout, "pre" the last layer's output.
         max_length: the longest history that the model can read; None for any.
         seen: whether the scores of items that the user has had get a learnt weight more: "none", "bias" or "recency".
+        item_dropout: on the item vectors that the scores are tied to: see :meth:`item_vectors`.
 
     Attributes:
         assets: what :meth:`recommend` needs: "item_ids" (raw id of each row), "titles" (raw id to title),
@@ -47,9 +49,10 @@ class NextItemModel(Recommender, nn.Module):
         placement: Placement = "post",
         max_length: int | None = None,
         seen: SeenKind = "none",
+        item_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.num_items, self.max_length = num_items, max_length
+        self.num_items, self.max_length, self.item_dropout = num_items, max_length, item_dropout
         self.seen = seen_term(seen)
         self.assets: dict[str, Any] = {}
         self.item_embedding = nn.Embedding(num_items, d_model)
@@ -88,6 +91,14 @@ class NextItemModel(Recommender, nn.Module):
     def embed(self, stream: TokenStream) -> Tensor:
         """The first layer's input, (T, D)."""
         return self.norm(self.dropout(self.item_embedding(stream.values)))
+
+    def item_vectors(self) -> Tensor:
+        """The vectors that the scores are tied to, (V, D).
+
+        In training a share ``item_dropout`` of their entries is zero, drawn anew each time, and the rest is scaled up:
+        with few events an item, a wide table is soon learnt by heart. RecTools' SASRec does so (item_net.py).
+        """
+        return F.dropout(self.item_embedding.weight, self.item_dropout, self.training)
 
     def encode_users(self, stream: TokenStream) -> Tensor:
         """The read-out of each history, (S, D): the last token's; zeros for an empty history."""

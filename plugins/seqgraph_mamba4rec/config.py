@@ -36,6 +36,7 @@ class Mamba4RecConfig(_Config):
     seen: Literal["none", "bias", "recency"] = Field(
         "none", description="a learnt weight on what the user has had: none, one for all, or one a distance in events"
     )
+    item_dropout: float = Field(0.0, ge=0, lt=1, description="in training, on the vectors that the scores are tied to")
 
     @model_validator(mode="after")
     def _fits(self) -> Mamba4RecConfig:
@@ -61,6 +62,7 @@ class SASRecConfig(_Config):
     seen: Literal["none", "bias", "recency"] = Field(
         "none", description="a learnt weight on what the user has had: none, one for all, or one a distance in events"
     )
+    item_dropout: float = Field(0.0, ge=0, lt=1, description="in training, on the vectors that the scores are tied to")
 
     @model_validator(mode="after")
     def _heads(self) -> SASRecConfig:
@@ -129,7 +131,7 @@ class NextItemConfig(_Config):
     loss: Literal["softmax", "sampled-softmax", "gbce"] = Field("softmax", description="over all items, or drawn ones")
     negatives: int = Field(256, gt=0, description="items drawn for each prediction, for the latter two")
     gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce")
-    capture: bool = Field(False, description="replay training steps as CUDA graphs; for the softmax only")
+    capture: bool = Field(False, description="replay training steps as CUDA graphs")
 
     @field_validator("k")
     @classmethod

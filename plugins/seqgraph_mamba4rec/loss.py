@@ -14,7 +14,11 @@ from torch.nn import functional as F
 from seqgraph_mamba4rec.seen import Had
 
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, slice], Tensor]
-"""Of a chunk's read-outs, the item vectors, the right items, the weights of what was had, and which chunk it is."""
+"""Each prediction's loss, (chunk,), of a chunk's read-outs, the item vectors, the right items, the weights of what was
+had, and which chunk it is."""
+
+_ITEMS_A_DRAW = 64
+"""So many items' logits move as many bytes, through a product and a softmax, as one item's vector of 64 fetched."""
 
 
 def softmax_loss(
@@ -57,6 +61,7 @@ def sampled_softmax_loss(
     *,
     negatives: int,
     budget: int = 256 << 20,
+    count: Tensor | None = None,
     had: Had | None = None,
 ) -> Tensor:
     """Mean cross-entropy of the right item among itself and ``negatives`` items drawn uniformly for each prediction.
@@ -69,9 +74,9 @@ def sampled_softmax_loss(
     def loss(h: Tensor, w: Tensor, right: Tensor, weights: Tensor | None, rows: slice) -> Tensor:
         own, others, hit = against(h, w, right, weights, rows)
         logits = torch.cat([own, others.masked_fill(hit, -torch.inf)], 1)  # (chunk, 1 + n)
-        return (logits.logsumexp(1) - own[:, 0]).sum()
+        return logits.logsumexp(1) - own[:, 0]
 
-    return _chunked(loss, hidden, weight, target, negatives, budget, had)
+    return _chunked(loss, hidden, weight, target, negatives, budget, count, had)
 
 
 def gbce_loss(
@@ -82,6 +87,7 @@ def gbce_loss(
     negatives: int,
     t: float = 0.75,
     budget: int = 256 << 20,
+    count: Tensor | None = None,
     had: Had | None = None,
 ) -> Tensor:
     """Generalised binary cross-entropy of gSASRec (Petrov and Macdonald 2023, arXiv 2308.07192).
@@ -99,7 +105,8 @@ def gbce_loss(
         target: the right items, (P,) int64.
         negatives: n, items drawn uniformly for each prediction; draws of the right item count for nothing.
         t: calibration.
-        budget: bytes held at once for the drawn items' vectors.
+        budget: bytes held at once for the drawn items' vectors, or all items' logits.
+        count: as for :func:`softmax_loss`.
         had: as for :func:`softmax_loss`.
 
     Returns:
@@ -112,9 +119,14 @@ def gbce_loss(
     def loss(h: Tensor, w: Tensor, right: Tensor, weights: Tensor | None, rows: slice) -> Tensor:
         own, others, hit = against(h, w, right, weights, rows)
         wrong = F.logsigmoid(start - others).masked_fill(hit, 0.0)
-        return -(beta * F.logsigmoid(own - start).sum() + wrong.sum()) / (negatives + 1)
+        return -(beta * F.logsigmoid(own[:, 0] - start) + wrong.sum(1)) / (negatives + 1)
 
-    return _chunked(loss, hidden, weight, target, negatives, budget, had)
+    return _chunked(loss, hidden, weight, target, negatives, budget, count, had)
+
+
+def _all_at_once(hidden: Tensor, num_items: int, negatives: int) -> bool:
+    """Whether a GPU is sooner done with the logits of all items than with fetching the vectors of the drawn ones."""
+    return hidden.device.type == "cuda" and num_items <= _ITEMS_A_DRAW * (negatives + 1)
 
 
 class _Against:
@@ -129,19 +141,30 @@ class _Against:
     ) -> tuple[Tensor, Tensor, Tensor]:
         drawn = torch.randint(len(w), (len(h), self.negatives), device=h.device)
         items = torch.cat([right[:, None], drawn], 1)
-        logits = (F.embedding(items, w) @ h[:, :, None])[..., 0]  # of vectors (P, 1 + n, D)
+        if _all_at_once(h, len(w), self.negatives):
+            logits = (h @ w.T).gather(1, items)
+        else:
+            logits = (F.embedding(items, w) @ h[:, :, None])[..., 0]  # of vectors (P, 1 + n, D)
         if weights is not None and self.find is not None:
             logits = logits + torch.cat([weights, weights.new_zeros(1)])[self.find(rows, items)]
         return logits[:, :1], logits[:, 1:], drawn == right[:, None]
 
 
 def _chunked(
-    loss: ChunkLoss, hidden: Tensor, weight: Tensor, target: Tensor, negatives: int, budget: int, had: Had | None
+    loss: ChunkLoss,
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    negatives: int,
+    budget: int,
+    count: Tensor | None,
+    had: Had | None,
 ) -> Tensor:
-    rows = max(1, budget // (4 * weight.shape[1] * (negatives + 1)))
+    many, wide = weight.shape
+    rows = max(1, budget // (8 * many if _all_at_once(hidden, many, negatives) else 4 * wide * (negatives + 1)))
     with torch.autocast(hidden.device.type, enabled=False):
         weights = None if had is None else had.weights
-        return _ChunkedLoss.apply(loss, _wide(hidden), _wide(weight), target, rows, weights)
+        return _ChunkedLoss.apply(loss, _wide(hidden), _wide(weight), target, rows, count, weights)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -207,13 +230,21 @@ class _SoftmaxLoss(torch.autograd.Function):
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """The mean of a loss that is a sum over chunks of predictions; each chunk's graph is gone before the next's."""
+    """The mean of the predictions' losses, by chunks; each chunk's graph is gone before the next's."""
 
     @staticmethod
     def forward(
-        ctx: Any, loss: ChunkLoss, hidden: Tensor, weight: Tensor, target: Tensor, rows: int, weights: Tensor | None
+        ctx: Any,
+        loss: ChunkLoss,
+        hidden: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        rows: int,
+        count: Tensor | None,
+        weights: Tensor | None,
     ) -> Tensor:
         total = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
+        counts = None if count is None else torch.arange(len(hidden), device=hidden.device) < count
         grad_h, shared = torch.zeros_like(hidden), [weight, *([] if weights is None else [weights])]
         grads = any(ctx.needs_input_grad)
         added = [torch.zeros_like(one) for one in shared]
@@ -222,19 +253,20 @@ class _ChunkedLoss(torch.autograd.Function):
             block = slice(start, start + rows)
             h = hidden[block].detach().requires_grad_(grads)
             with torch.set_grad_enabled(grads):
-                part = loss(h, own[0], target[block], None if weights is None else own[1], block)
+                lost = loss(h, own[0], target[block], None if weights is None else own[1], block)
+                part = (lost if counts is None else lost * counts[block]).sum()
             total += part.detach()
             if grads:
                 of_h, *of_shared = torch.autograd.grad(part, [h, *own])
                 grad_h[block] = of_h
                 torch._foreach_add_(added, of_shared)
-        count = max(1, len(hidden))
-        ctx.save_for_backward(*(g.div_(count) for g in (grad_h, *added)))
-        return total / count
+        number: Any = max(1, len(hidden)) if count is None else count.clamp_min(1)
+        ctx.save_for_backward(*(g.div_(number) for g in (grad_h, *added)))
+        return total / number
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_h, grad_w, *of_weights = ctx.saved_tensors
         of_weights = [grad * each for each in of_weights] or [None]
-        return None, grad * grad_h, grad * grad_w, None, None, *of_weights
+        return None, grad * grad_h, grad * grad_w, None, None, None, *of_weights

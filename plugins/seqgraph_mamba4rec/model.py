@@ -43,6 +43,7 @@ class Mamba4Rec(Streaming, NextItemModel):
             they stay.
         seen: a learnt weight on the scores of what the user has had: "none" (published), "bias" for one weight or
             "recency" for one a distance: see :class:`seqgraph_mamba4rec.seen.SeenTerm`.
+        item_dropout: in training, on the item vectors that the scores are tied to.
 
     Raises:
         ValueError: for norms in front without a residual.
@@ -64,8 +65,9 @@ class Mamba4Rec(Streaming, NextItemModel):
         norm: Literal["post", "pre"] = "post",
         init: Literal["mamba", "mamba4rec"] = "mamba",
         seen: SeenKind = "none",
+        item_dropout: float = 0.0,
     ) -> None:
-        super().__init__(num_items, d_model, dropout, placement=norm, seen=seen)
+        super().__init__(num_items, d_model, dropout, placement=norm, seen=seen, item_dropout=item_dropout)
         if norm == "pre" and residual is False:
             raise ValueError("norms in front (norm='pre') need the residual")
         mamba: dict[str, Any] = {"d_state": d_state, "d_conv": d_conv, "expand": expand}

@@ -59,6 +59,7 @@ class SASRec(NextItemModel):
         max_length: positions; no history may be longer.
         seen: a learnt weight on the scores of what the user has had: "none", "bias" for one weight or "recency" for
             one a distance: see :class:`seqgraph_mamba4rec.seen.SeenTerm`.
+        item_dropout: in training, on the item vectors that the scores are tied to.
     """
 
     def __init__(
@@ -73,8 +74,11 @@ class SASRec(NextItemModel):
         norm: Literal["post", "pre"] = "pre",
         max_length: int = 200,
         seen: SeenKind = "none",
+        item_dropout: float = 0.0,
     ) -> None:
-        super().__init__(num_items, d_model, dropout, placement=norm, max_length=max_length, seen=seen)
+        super().__init__(
+            num_items, d_model, dropout, placement=norm, max_length=max_length, seen=seen, item_dropout=item_dropout
+        )
         self.position_embedding = nn.Embedding(max_length, d_model)
         mixers = [CausalAttention(d_model, n_heads, attention_dropout, max_length) for _ in range(n_layers)]
         self.layers = as_layers(mixers, d_model, d_ffn, dropout, placement=norm)

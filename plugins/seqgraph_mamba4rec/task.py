@@ -33,7 +33,7 @@ class NextItem(Task):
     answer different questions and must not stand in one column.
 
     Args:
-        model: encodes a stream of item ids to vectors (T, D) and has an ``item_embedding``.
+        model: encodes a stream of item ids to vectors (T, D) and has ``item_vectors()``.
         k: length of the lists that are judged, one or several; the first picks the best epoch.
         select_by: the ranking on the validation events that picks the best epoch: of "all" items, or of the
             "unseen" ones.
@@ -43,12 +43,12 @@ class NextItem(Task):
         loss: "softmax" over all items, "sampled-softmax", or "gbce" (gSASRec's).
         negatives: items drawn for each prediction, for the latter two.
         gbce_t: calibration of "gbce", from 0 to 1.
-        capture: replay training steps as CUDA graphs, on a GPU: for the softmax. Small batches are several times
-            faster; a resumed training is no longer the same bit by bit.
+        capture: replay training steps as CUDA graphs, on a GPU. Small batches are several times faster; a resumed
+            training is no longer the same bit by bit.
 
     Raises:
-        ConfigError: for ``capture`` with a loss or a model whose steps wait for the GPU, and for a model that sees what
-            comes after a position.
+        ConfigError: for ``capture`` with a model whose steps wait for the GPU, and for a model that sees what comes
+            after a position.
     """
 
     mode = "max"
@@ -70,11 +70,8 @@ class NextItem(Task):
         super().__init__(model)
         if isinstance(model, BiMamba4Rec) and not self.both_sides:
             raise ConfigError("a BiMamba4Rec sees the very items that the task next-item asks it for", "task=cloze")
-        if capture and (loss != "softmax" or not getattr(model, "capturable", False)):
-            raise ConfigError(
-                f"task.capture cannot record a step of {type(model).__name__} with task.loss={loss}",
-                "task.capture=false",
-            )
+        if capture and not getattr(model, "capturable", False):
+            raise ConfigError(f"task.capture cannot record a step of {type(model).__name__}", "task.capture=false")
         self.ks = (k,) if isinstance(k, int) else tuple(k)
         self.monitor = f"{select_metric}@{self.ks[0]}" + ("-unseen" if select_by == "unseen" else "")
         self.budget = memory_mib << 20
@@ -112,7 +109,8 @@ class NextItem(Task):
             self._captured = self._captured or Captured(self._counted, model.parameters())
             if (loss := self._captured(stream, batch.target, at)) is not None:
                 return {"loss": loss, "size": torch.tensor(len(batch.target))}
-        return self._loss(self._read(stream, at), batch.target, self._had(stream, at))
+        loss = self._loss(self._read(stream, at), batch.target, had=self._had(stream, at))
+        return {"loss": loss, "size": torch.tensor(len(batch.target))}
 
     def _read(self, stream: TokenStream, at: Tensor | None) -> Tensor:
         """Read-outs of the tokens ``at``, (P, D); of all for None."""
@@ -130,17 +128,16 @@ class NextItem(Task):
 
     def _counted(self, stream: TokenStream, target: Tensor, at: Tensor | None, count: Tensor | None) -> Tensor:
         """Mean loss of the tokens ``at``; of the first ``count`` tokens where all predict."""
-        options: dict[str, Any] = {"budget": self.budget, "count": count, "had": self._had(stream, at)}
-        return softmax_loss(self._read(stream, at), self._items(), target, **options)
+        return self._loss(self._read(stream, at), target, count=count, had=self._had(stream, at))
 
-    def _loss(self, hidden: Tensor, target: Tensor, had: Had | None = None) -> dict[str, Tensor]:
-        items, size = self._items(), torch.tensor(len(target))
+    def _loss(self, hidden: Tensor, target: Tensor, count: Tensor | None = None, had: Had | None = None) -> Tensor:
+        options: dict[str, Any] = {"budget": self.budget, "count": count, "had": had}
         if self.loss == "softmax":
-            return {"loss": softmax_loss(hidden, items, target, budget=self.budget, had=had), "size": size}
-        options: dict[str, Any] = {"negatives": self.negatives, "budget": self.budget, "had": had}
+            return softmax_loss(hidden, self._items(), target, **options)
+        options["negatives"] = self.negatives
         if self.loss == "gbce":
-            return {"loss": gbce_loss(hidden, items, target, t=self.gbce_t, **options), "size": size}
-        return {"loss": sampled_softmax_loss(hidden, items, target, **options), "size": size}
+            return gbce_loss(hidden, self._items(), target, t=self.gbce_t, **options)
+        return sampled_softmax_loss(hidden, self._items(), target, **options)
 
     def evaluation_step(self, batch: HistoryBatch) -> dict[str, Tensor]:
         """Rank every item for every user of the batch, in blocks of users; returns the mean cross-entropy."""
@@ -162,7 +159,7 @@ class NextItem(Task):
 
     def _items(self) -> Tensor:
         """The item vectors that the softmax is tied to, (V, D)."""
-        return cast(nn.Embedding, self.model.item_embedding).weight
+        return cast(Tensor, cast(Any, self.model).item_vectors())
 
     def metrics(self) -> dict[str, Metric]:
         """``{HR,NDCG,MRR}@k`` and, with ``lists``, ``{coverage,novelty}@k``; each with ``-unseen`` too."""
@@ -199,7 +196,7 @@ class Cloze(NextItem):
         model = cast(BiMamba4Rec, self.model)
         holed, gone = hide(whole, self.hidden, self.last_only, model.num_items)
         at = gone.nonzero()[:, 0]
-        return self._loss(model(holed).values[at], whole.values[at])
+        return {"loss": self._loss(model(holed).values[at], whole.values[at]), "size": torch.tensor(len(at))}
 
 
 def complete(batch: HistoryBatch) -> TokenStream:

@@ -337,3 +337,20 @@ def test_task_fields_are_the_constructors_keywords():
     for bad in (0, (10, 0), (), (5, 5)):
         with pytest.raises(ValueError, match="different numbers from 1"):
             config.NextItemConfig(k=bad)
+
+
+@pytest.mark.parametrize("make", [Mamba4Rec, SASRec])
+def test_item_dropout_is_on_what_the_scores_are_tied_to_in_training_alone(make):
+    torch.manual_seed(0)
+    model = make(3000, d_model=16, dropout=0.0, item_dropout=0.25)
+    table = model.item_embedding.weight
+    first, second = model.item_vectors(), model.item_vectors()
+    assert abs((first == 0).float().mean() - 0.25) < 0.01 and not torch.equal(first, second)
+    torch.testing.assert_close(first[first != 0], table[first != 0] / 0.75)
+    stream = TokenStream.from_ragged(histories(9, 4))
+    task, same = NextItem(model), model(stream).values
+    assert torch.equal(model(stream).values, same)  # the read-outs have the dropout of their own alone
+    assert not torch.equal(task._loss(same, stream.values), task._loss(same, stream.values))
+    model.eval()
+    assert model.item_vectors() is table or torch.equal(model.item_vectors(), table)
+    assert torch.equal(model.scores(same), same @ table.T)

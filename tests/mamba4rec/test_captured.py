@@ -107,6 +107,23 @@ def test_prefixes_are_filled_up_to_sizes_of_their_own(name):
         has_the_step_of(one, given, captured.run(room), atol=5e-6, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["s6", "seen"])
+@pytest.mark.parametrize("loss", ["sampled-softmax", "gbce"])
+def test_losses_over_drawn_items_count_the_batch_alone(name, loss, monkeypatch):
+    """What each prediction draws depends on its place, so that both draw the same for the batch's own."""
+
+    def places(high, size, device):
+        return torch.arange(size[0] * size[1], device=device).view(*size) * 7 % high
+
+    one, batches = task(name, loss=loss, negatives=9), (batch([70, 30, 1, 40, 70]), batch([66, 5, 9, 2, 60], seed=3))
+    captured = Captured(one._counted, one.parameters())
+    monkeypatch.setattr(torch, "randint", places)
+    for given in batches:
+        room = Filled.empty(size_of(given.stream), torch.device("cpu"))
+        room.fill(given.stream, given.target)
+        has_the_step_of(one, given, captured.run(room), atol=2e-6, rtol=1e-4)
+
+
 @dataclass
 class Again:
     """Stands for a graph: runs everything again, into the tensors that it gave first."""
@@ -224,12 +241,6 @@ def test_on_a_cpu_nothing_is_recorded():
     assert one._captured is None
 
 
-@pytest.mark.parametrize("options", [{"loss": "gbce"}, {"loss": "sampled-softmax"}])
-def test_other_losses_are_refused(options):
-    with pytest.raises(ConfigError, match="capture"):
-        task("s6", capture=True, **options)
-
-
 def test_a_model_that_pads_is_refused():
     with pytest.raises(ConfigError, match="GRU4Rec"):
         NextItem(GRU4Rec(ITEMS), capture=True)
@@ -262,3 +273,20 @@ def test_replays_train_as_steps_do(name, half):
         assert capture == bool(one._captured and one._captured.graphs)
     torch.testing.assert_close(*found, atol=2e-2 if half else 2e-4, rtol=0)
     assert found[0][8:].mean() < found[0][:4].mean()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["s6", "sasrec", "seen"])
+@pytest.mark.parametrize("loss", ["sampled-softmax", "gbce"])
+def test_replays_draw_items_anew(name, loss):
+    """The recorded step draws other items each time, and their losses are those of plain steps on average."""
+    given, found = batch([64, 40, 64, 20], device="cuda"), []
+    for capture in (False, True):
+        one = task(name, loss=loss, negatives=8, capture=capture).cuda()
+        losses = torch.stack([one.training_step(given)["loss"].detach() for _ in range(200)])[10:]
+        assert capture == bool(one._captured and one._captured.graphs)
+        assert len(losses.unique()) > 150
+        found.append(losses)
+    error = sum(each.var() / len(each) for each in found).sqrt()
+    assert abs(found[0].mean() - found[1].mean()) < 5 * error

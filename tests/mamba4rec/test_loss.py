@@ -112,6 +112,19 @@ def test_many_draws_are_the_whole_catalogue():
     assert sampled - math.log(40_000 / 50) == pytest.approx(wanted, abs=0.01)
 
 
+@pytest.mark.parametrize("loss", [sampled_softmax_loss, gbce_loss])
+@pytest.mark.parametrize("budget", [1, 1 << 20])
+def test_all_items_logits_at_once_give_the_same_as_the_drawn_ones(monkeypatch, loss, budget):
+    h, w, target = case()
+    drawn, found = torch.randint(11, (40, 3), generator=torch.Generator().manual_seed(1)), []
+    for at_once in (False, True):
+        monkeypatch.setattr(losses, "_all_at_once", lambda hidden, num_items, negatives, now=at_once: now)
+        fix_draws(monkeypatch, drawn)
+        value = loss(h, w, target, negatives=3, budget=budget)
+        found.append([value.detach(), *torch.autograd.grad(value, [h, w])])
+    torch.testing.assert_close(*found, atol=1e-12, rtol=1e-10)
+
+
 @pytest.mark.parametrize("kind", ["softmax", "sampled", "gbce"])
 def test_nothing_to_predict_half_precision_and_autocast(kind):
     def run(h, w, target):
@@ -133,8 +146,8 @@ def test_nothing_to_predict_half_precision_and_autocast(kind):
     assert half.item() == pytest.approx(exact.item(), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sampled"])
-def test_no_tensor_is_larger_than_the_budget(kind):
+@pytest.mark.parametrize("kind", ["softmax", "sampled", "at once"])
+def test_no_tensor_is_larger_than_the_budget(kind, monkeypatch):
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Largest(TorchDispatchMode):
@@ -149,6 +162,7 @@ def test_no_tensor_is_larger_than_the_budget(kind):
 
     h, w, target = torch.randn(500, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True), torch.arange(500)
     budget = 1 << 16  # 500 x 1000 logits would be thirty times that
+    monkeypatch.setattr(losses, "_all_at_once", lambda *given: kind == "at once")
     with Largest() as seen:
         loss = (
             softmax_loss(h, w, target, budget=budget)
