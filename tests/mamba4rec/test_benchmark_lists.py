@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from seqgraph.config import load_config
 from seqgraph.errors import UserError
 from seqgraph.train.run import train
+from seqgraph_mamba4rec.ranking import KINDS
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "recommendation"
 
@@ -47,10 +49,9 @@ def test_every_line_is_a_configuration_and_names_are_unlike(runner):
         assert len({runner.Job.parse(text).name for text in lines}) == len(lines)
     for job in jobs:
         first, *words = job.words
-        if first.startswith("@"):
-            data, model = first[1:].split("/")[:2]
-            preset = ("ml-1m" if data == "ml-1m" else "beauty") + ("-sasrec" if model == "sasrec" else "")
-            assert any(other.group.startswith(f"{data}/{model}/tune") for other in jobs)
+        if first.startswith("@"):  # the best of a group: any of it will do here
+            preset, *own = next(other.words for other in jobs if fnmatch(other.group, first[1:]))
+            words = own + words
         else:
             preset = first
         load_config(preset, words)
@@ -102,63 +103,124 @@ def test_a_trial_is_picked_by_validation(kept):
     assert kept.merged(["p", "a=1", "seed=0", "a=2", "seed=1"]) == ["p", "a=2", "seed=1"]
 
 
-def test_the_page_never_puts_both_protocols_in_a_table(monkeypatch, tmp_path):
+RESULTS = FOLDER.parent / "results"
+
+
+def trained(name, value=0.1, select_by="unseen"):
+    """A row of runs.json."""
+    task = {"k": [10], "select_by": select_by, "select_metric": "NDCG"}
+    both = {f"{kind}@10{end}": value + more for kind in KINDS for end, more in (("", 0), ("-unseen", 0.3))}
+    return {
+        "name": name, "words": ["ml-1m", "seed=0"], "config": {"task": task}, "data": "f1", "test": both,
+        "valid": both, "parameters": 1234, "cut": False, "epochs": 3, "best_epoch": 2, "steps": 9, "seconds": 4.0,
+        "wall": 5.0, "epoch_seconds": 1.0, "peak_mib": 7, "device": "GPU", "versions": {"torch": "2"},
+    }  # fmt: skip
+
+
+def folder(path, rows, ranked=None):
+    """What train_gpu.py brings back, with ranks of all runs or of those in ``ranked``."""
+    path.mkdir()
+    (path / "runs.json").write_text(json.dumps(rows))
+    rng = np.random.default_rng(len(rows))
+    names = [row["name"] for row in rows] if ranked is None else ranked
+    np.savez(
+        path / "ranks.npz", **{f"{n}/{which}": rng.integers(1, 30, 40) for n in names for which in ("all", "unseen")}
+    )
+    return path
+
+
+def report_main(monkeypatch, *words):
     report = module("report", monkeypatch)
-    rng, runs, ranks = np.random.default_rng(0), {}, {}
-    task = {"k": [10], "select_by": "unseen", "select_metric": "NDCG"}
-    for model, value in (("mamba4rec", 0.31), ("sasrec", 0.05)):
-        for seed in (0, 1):
-            name = f"ml-1m/{model}/final/{seed}"
-            both = {
-                f"{kind}@10{end}": value + more for kind in report.KINDS for end, more in (("", 0), ("-unseen", 0.3))
-            }
-            runs[name] = {
-                "name": name, "words": ["ml-1m", f"seed={seed}"], "config": {"task": task}, "data": "f1", "test": both,
-                "valid": both, "parameters": 1234, "cut": False, "epochs": 3, "best_epoch": 2, "steps": 9,
-                "seconds": 4.0, "wall": 5.0, "epoch_seconds": 1.0, "peak_mib": 7, "device": "GPU",
-                "versions": {"torch": "2"},
-            }  # fmt: skip
-            ranks |= {f"{name}/{which}": rng.integers(1, 30, 40) for which in ("all", "unseen")}
-    page = "\n".join(report.page(runs, ranks, "", "x", [], ""))
+    monkeypatch.setattr(sys, "argv", ["report.py", *map(str, words)])
+    report.main()
+
+
+def test_the_page_never_puts_both_protocols_in_a_table(monkeypatch, tmp_path):
+    values = {"mamba4rec": 0.31, "sasrec": 0.05}
+    rows = [trained(f"ml-1m/{model}/final/{seed}", value) for model, value in values.items() for seed in (0, 1)]
+    report_main(monkeypatch, folder(tmp_path / "new", rows), "-o", tmp_path / "x.md")
+    page = (tmp_path / "x.md").read_text()
     plain, masked = page.split("### ml-1m: ")[1:]
     assert ".3100 ± .0000" in plain and ".6100" not in plain and ".6100 ± .0000" in masked.partition("## ")[0]
+    page = page[page.index("## What was asked for") :]
     plain, masked = page.partition("## How")[0].split("\nItems that the user has seen left out (masked):")
     assert "| ml-1m | strong | .3300, .1930 | .3100, .3100 | HR missed | .0500, .0500 | missed | 2 |" in plain
     assert "| ml-1m | strong | .3290, .1890 | .6100, .6100 | reached | .3500, .3500 | reached | 2 |" in masked
     plain, masked = page.partition("## Trials")[0].split("\nItems that the user has seen left out (masked):")[1:]
     assert plain.count("| ml-1m | strong |") == 1 + 3 and masked.count("| ml-1m | strong |") == 3
-    assert json.loads(json.dumps(report.kept(runs["ml-1m/sasrec/final/0"])))["test"]["HR@10-unseen"] == 0.35
+    kept = {row["name"]: row for row in json.loads((tmp_path / "x-runs.json").read_text())}
+    assert kept["ml-1m/sasrec/final/0"]["test"]["HR@10-unseen"] == 0.35
+
+
+def test_the_committed_page_is_what_the_runs_beside_it_make(monkeypatch, tmp_path, capsys):
+    names = [path.name for path in RESULTS.glob("recommendation*")]
+    assert {"recommendation.md", "recommendation-runs.json", "recommendation-intervals.json"} < set(names)
+    for name in names:
+        (tmp_path / name).write_text((RESULTS / name).read_text())
+    report_main(monkeypatch, "-o", tmp_path / "recommendation.md")
+    assert capsys.readouterr().err == ""
+    for name in names:
+        assert (tmp_path / name).read_text() == (RESULTS / name).read_text(), f"run report.py for {name}"
+
+
+def test_a_comparison_goes_with_the_ranks_it_was_made_of(monkeypatch, tmp_path, capsys):
+    first = [trained(f"{data}/{m}/final/0") for data in ("ml-1m", "beauty") for m in ("mamba4rec", "sasrec")]
+    again, second = trained("ml-1m/sasrec/final/0", 0.2), trained("beauty/sasrec/final/1")
+
+    def made(*words):
+        report_main(monkeypatch, *words, "-o", tmp_path / "x.md")
+        rows = json.loads((tmp_path / "x-intervals.json").read_text())
+        said = (tmp_path / "x.md").read_text().partition("are gone: ")[2].partition(".")[0]
+        return {row["data"]: row for row in rows if row["metric"] == "HR@10"}, said, capsys.readouterr().err
+
+    old, said, _ = made(folder(tmp_path / "first", first))
+    assert set(old) == {"ml-1m", "beauty"} and said == ""
+    assert made() == (old, "", "")
+    assert made(tmp_path / "first") == (old, "", "")  # the same runs again are none that changed
+    rows, said, told = made(folder(tmp_path / "again", [again]))  # its own ranks are there, the other model's are not
+    assert rows == {"beauty": old["beauty"]} and said == "ml-1m, strong"
+    assert "ml-1m/sasrec/final/0: replaced" in told and "no ranks of ml-1m/mamba4rec/final/0\n" in told
+    assert made()[:2] == (rows, said)
+    rows, said, _ = made(tmp_path / "first", tmp_path / "again")
+    assert set(rows) == {"ml-1m", "beauty"} and said == "" and rows["ml-1m"]["b"] != old["ml-1m"]["b"]
+    rows, said, told = made(folder(tmp_path / "second", [second]))  # a further seed
+    assert set(rows) == {"ml-1m"} and said == "beauty, strong" and "beauty/sasrec/final/0" in told
+    rows, said, _ = made(
+        folder(tmp_path / "bare", [trained("ml-1m/sasrec/final/0", 0.4)], ranked=[]), tmp_path / "second"
+    )
+    assert rows == {} and said == "ml-1m, strong; beauty, strong"
 
 
 def test_of_trials_the_best_on_validation_is_shown_and_old_runs_can_be_dropped(monkeypatch, tmp_path):
-    report = module("report", monkeypatch)
-    task = {"k": [10], "select_by": "all", "select_metric": "NDCG"}
-
-    def row(name, valid):
-        return {"name": name, "config": {"task": task}, "valid": {"NDCG@10": valid}}
-
-    old, new = tmp_path / "old", tmp_path / "new"
-    names = {old: {"a/m/faithful/0": 0.1, "a/m/faithful/1": 0.1, "a/m/final/0": 0.3, "a/m/tune/x": 0.9},
-             new: {"a/m/faithful/0": 0.2, "a/m/all/p": 0.1, "a/m/all/q": 0.2, "a/m/tune-2/y": 0.95}}  # fmt: skip
-    for folder, rows in names.items():
-        folder.mkdir()
-        (folder / "runs.json").write_text(json.dumps([row(*item) for item in rows.items()]))
-        np.savez(folder / "ranks.npz", **{f"{name}/{which}": [1] for name in rows for which in ("all", "unseen")})
-    runs, ranks = report.read([old, new], "faithful")
+    report = module("report_runs", monkeypatch)
+    old = {"a/m/faithful/0": 0.1, "a/m/faithful/1": 0.1, "a/m/final/0": 0.3, "a/m/tune/x": 0.9}
+    new = {"a/m/faithful/0": 0.2, "a/m/all/p": 0.1, "a/m/all/q": 0.2, "a/m/tune-2/y": 0.95}
+    folders = [
+        folder(tmp_path / name, [trained(run, valid, select_by="all") for run, valid in rows.items()])
+        for name, rows in (("old", old), ("new", new))
+    ]
+    runs, ranks, changed = report.read(tmp_path / "none.json", folders, "faithful")
 
     def shown(kind):
         return [found["name"] for found in report.of(runs, "a", "m", kind)]
 
-    assert shown("faithful") == ["a/m/faithful/0"] and "a/m/faithful/1/all" not in ranks
+    def add(name, valid):
+        runs[name] = report.kept(trained(name, valid, select_by="all"))
+
+    assert shown("faithful") == ["a/m/faithful/0"] and "a/m/faithful/1/all" not in ranks and not changed
     assert runs["a/m/faithful/0"]["valid"]["NDCG@10"] == 0.2
     assert shown("strong") == ["a/m/final/0"] and shown("all") == ["a/m/all/q"] and shown("tune") == ["a/m/tune-2/y"]
+    report.write(tmp_path / "kept.json", list(runs.values()))
+    again, _, changed = report.read(tmp_path / "kept.json", folders[1:], "final")
+    assert changed == {"a/m/final/0"} and set(again) == set(runs) - changed
     del runs["a/m/final/0"]
     assert shown("strong") == ["a/m/tune-2/y"] and shown("deep") == shown("best") == []
-    runs["a/m/deep/0"] = row("a/m/deep/0", 0.99)
+    add("a/m/deep/0", 0.99)
     assert shown("best") == ["a/m/deep/0"]
-    runs["a/m/seen/0"], runs["b/m/own/0"] = row("a/m/seen/0", 1.0), row("b/m/own/0", 0.9)
+    add("a/m/seen/0", 1.0)
+    add("b/m/own/0", 0.9)
     assert shown("best") == ["a/m/deep/0"] and shown("seen") == ["a/m/seen/0"]  # told more: another row
-    runs["a/m/deep/1"] = row("a/m/deep/1", 0.5)
+    add("a/m/deep/1", 0.5)
     assert shown("best") == ["a/m/tune-2/y"]  # the mean over seeds counts
 
 
