@@ -33,8 +33,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 from processes import environment, sharing, start
-from train_lists import LISTS
+from train_lists import LISTS as EARLIER
+from train_lists_fifth import FIFTH
 from train_runs import best_of, finished, merged, pack, results, show
+
+LISTS = {**EARLIER, **FIFTH}
 
 STOP_SECONDS, KILL_SECONDS, PACK_SECONDS = 22, 6, 90
 """Kept back at the end: for saving and judging what is stopped; for packing. Between two packings on the way."""

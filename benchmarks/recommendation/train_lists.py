@@ -21,11 +21,11 @@ SETS = {"beauty": "Beauty", "sports": "Sports_and_Outdoors", "toys": "Toys_and_G
 _FAST = "train.precision=bf16 train.patience=null train.epochs=5000"
 # Large batches: beside other processes a step takes the host 20 ms, whatever is in it.
 _ML = f"{_FAST} train.eval_every=3 train.max_tokens=25600 train.seconds=115"
-_SHOP = (
+SHOP = (
     f"{_FAST} train.eval_every=4 train.max_tokens=4096 train.lr=1.4e-3 train.eval_tokens=262144 task.loss=softmax"
     " train.seconds=50"
 )
-_RATES = {"mamba4rec": "2.8e-3", "sasrec": "1.4e-3"}
+RATES = {"mamba4rec": "2.8e-3", "sasrec": "1.4e-3"}
 _FINAL = {"ml-1m": "train.seconds=150"}
 _OWN = {
     "mamba4rec": {"ml-1m": "ml-1m", "beauty": "beauty"},
@@ -40,7 +40,7 @@ _BARE = {"mamba4rec": "model.residual=false", "sasrec": "model.norm=post"}
 def _ml_first(model: str) -> list[str]:
     name, preset = (
         f"ml-1m/{model}/tune",
-        f"{_OWN[model]['ml-1m']} {_ML} train.lr={_RATES[model]} {_START[model]} seed=0",
+        f"{_OWN[model]['ml-1m']} {_ML} train.lr={RATES[model]} {_START[model]} seed=0",
     )
     return [
         f"{name}/d128-p3={preset} model.dropout=0.3",
@@ -56,12 +56,12 @@ def _ml_second(model: str) -> list[str]:
     return [
         f"{name}-2/layers={first} model.n_layers=3",
         f"{name}-2/norm={first} {_ROUND[model]}",
-        f"{name}-2/rate={first} train.lr={_RATES[other]}",
+        f"{name}-2/rate={first} train.lr={RATES[other]}",
     ]
 
 
 def _beauty_first(model: str) -> list[str]:
-    start = f"{_SHOP} data.file=Beauty.txt.gz" + (" model.norm=pre" if model == "sasrec" else "")
+    start = f"{SHOP} data.file=Beauty.txt.gz" + (" model.norm=pre" if model == "sasrec" else "")
     name, preset = f"beauty/{model}/tune", f"{_OWN[model]['beauty']} {start} seed=0"
     return [
         f"{name}/d64-p5={preset} model.dropout=0.5",
@@ -105,7 +105,7 @@ _WON = {
 def _chosen(which: str, seconds: int, seeds: tuple[int, ...]) -> list[list[str]]:
     """Both models with what won, a list a seed."""
     tuned = which if which == "ml-1m" else "beauty"
-    shared = _ML if which == "ml-1m" else f"{_SHOP} data.file={SETS[which]}.txt.gz"
+    shared = _ML if which == "ml-1m" else f"{SHOP} data.file={SETS[which]}.txt.gz"
     words = " ".join(f"train.seconds={seconds}" if w.startswith("train.seconds=") else w for w in shared.split())
     return [
         [f"{which}/{m}/final/{s}={_OWN[m][tuned]} {words} {_WON[tuned][m]} seed={s}" for m in MODELS] for s in seeds
@@ -123,12 +123,12 @@ _RECBOLE = (
 
 # ---------------------------------------------------------------------------------------------- with replayed steps
 # A step is one launch, so that batches may be small and epochs many. Same rules: equal seconds, trials in pairs.
-_REPLAY = "task.capture=true"
-_EQUAL = f"{_FAST} train.eval_every=4"
-_THREE = "model.n_layers=3 model.norm=post"
+REPLAY = "task.capture=true"
+EQUAL = f"{_FAST} train.eval_every=4"
+THREE = "model.n_layers=3 model.norm=post"
 
 
-def _both(data: str, group: str, words: dict[str, str], own: dict[str, str], shared: str, seed: int = 0) -> list[str]:
+def both(data: str, group: str, words: dict[str, str], own: dict[str, str], shared: str, seed: int = 0) -> list[str]:
     """A trial of each model by turns, of every name in ``words``."""
     return [
         f"{data}/{model}/{group}/{name}={_OWN[model]['ml-1m' if data == 'ml-1m' else 'beauty']} {shared} {own[model]} "
@@ -140,11 +140,11 @@ def _both(data: str, group: str, words: dict[str, str], own: dict[str, str], sha
 
 def _unmasked(seconds: int) -> list[str]:
     """Epoch and trial by the ranking of every film: deep, wide, or with the released layers but every position."""
-    shared = f"{_EQUAL} {_REPLAY} task.select_by=all"
+    shared = f"{EQUAL} {REPLAY} task.select_by=all"
     half = {"mamba4rec": "1.4e-3", "sasrec": "7e-4"}
     words = {
-        "deep": f"{_THREE} model.dropout=0.3 train.max_tokens=25600 train.seconds={seconds}",
-        "wide": f"{_THREE} model.d_model=256 model.dropout=0.5 train.max_tokens=12800 train.seconds={seconds}",
+        "deep": f"{THREE} model.dropout=0.3 train.max_tokens=25600 train.seconds={seconds}",
+        "wide": f"{THREE} model.d_model=256 model.dropout=0.5 train.max_tokens=12800 train.seconds={seconds}",
         "released": f"model.d_model=64 model.dropout=0.2 train.max_tokens=6400 train.seconds={seconds * 5 // 8}",
     }
     own = {
@@ -154,24 +154,24 @@ def _unmasked(seconds: int) -> list[str]:
     return [
         line
         for name, more in words.items()
-        for line in _both(
+        for line in both(
             "ml-1m", "all", {name: more},
-            {m: own[m].get(name, f"train.lr={(half if name == 'wide' else _RATES)[m]}") for m in MODELS}, shared
+            {m: own[m].get(name, f"train.lr={(half if name == 'wide' else RATES)[m]}") for m in MODELS}, shared
         )
     ]  # fmt: skip
 
 
-def _deep(seconds: int, seeds: tuple[int, ...]) -> list[str]:
+def deep(seconds: int, seeds: tuple[int, ...]) -> list[str]:
     """Three layers with norms behind, for both."""
-    shared = f"{_EQUAL} {_REPLAY} train.max_tokens=25600 train.seconds={seconds} {_THREE} model.dropout=0.3"
-    own = {m: f"train.lr={_RATES[m]}" for m in MODELS}
-    return [line for seed in seeds for line in _both("ml-1m", "deep", {str(seed): ""}, own, shared, seed)]
+    shared = f"{EQUAL} {REPLAY} train.max_tokens=25600 train.seconds={seconds} {THREE} model.dropout=0.3"
+    own = {m: f"train.lr={RATES[m]}" for m in MODELS}
+    return [line for seed in seeds for line in both("ml-1m", "deep", {str(seed): ""}, own, shared, seed)]
 
 
 def _sports(seconds: int) -> list[str]:
-    shared = f"{_SHOP} data.file={SETS['sports']}.txt.gz"
+    shared = f"{SHOP} data.file={SETS['sports']}.txt.gz"
     shared = " ".join(f"train.seconds={seconds}" if w.startswith("train.seconds=") else w for w in shared.split())
-    replay, own = _REPLAY, {"mamba4rec": "model.norm=post", "sasrec": "model.norm=post"}
+    replay, own = REPLAY, {"mamba4rec": "model.norm=post", "sasrec": "model.norm=post"}
     words = {
         "beauty": f"{replay} model.dropout=0.5",
         "d128": f"{replay} model.d_model=128 model.dropout=0.6",
@@ -181,21 +181,21 @@ def _sports(seconds: int) -> list[str]:
         # gSASRec's: after 650 steps on Beauty it was nowhere; here it has some thousands, and less dropout.
         "gbce": "task.loss=gbce task.negatives=256 model.dropout=0.3 train.lr=2e-3 train.clip=null",
     }
-    return _both("sports", "tune", words, own, shared)
+    return both("sports", "tune", words, own, shared)
 
 
 _BASELINES = {
     "gru4rec": "model=gru4rec model.d_model={d} model.d_hidden={h} train.precision=32",
-    "lrurec": f"model=lrurec model.d_model={{d}} model.n_layers=2 {_REPLAY}",
+    "lrurec": f"model=lrurec model.d_model={{d}} model.n_layers=2 {REPLAY}",
     "bimamba4rec": "model=bimamba4rec model.d_model={d} model.n_layers=2 model.d_state=32 task=cloze",
-    "mamba4rec": f"model.mixer=ssd {_REPLAY}",
+    "mamba4rec": f"model.mixer=ssd {REPLAY}",
 }
 
 
 def _baselines(data: str, seconds: int) -> list[str]:
     """Two settings of each, in the same seconds."""
     ml = data == "ml-1m"
-    start = f"ml-1m {_EQUAL} train.max_tokens=25600" if ml else f"beauty {_SHOP} data.file=Beauty.txt.gz"
+    start = f"ml-1m {EQUAL} train.max_tokens=25600" if ml else f"beauty {SHOP} data.file=Beauty.txt.gz"
     sizes = {"d": 128, "h": 256} if ml else {"d": 64, "h": 256}
     settings = {"a": "model.dropout=0.2 train.lr=2.8e-3", "b": "model.dropout=0.3 train.lr=1.4e-3"}
     if not ml:
@@ -216,25 +216,25 @@ def _sports_finals(seconds: int, seeds: tuple[int, ...]) -> list[str]:
 _SEEN = "model.seen=bias"
 # Of each model what its own validation figures preferred among two layers, three, and dropout .2 and .3.
 _PREFERRED = {
-    "mamba4rec": f"train.lr={_RATES['mamba4rec']} {_THREE} model.dropout=0.3",
-    "sasrec": f"train.lr={_RATES['sasrec']} model.norm=post model.dropout=0.2",
+    "mamba4rec": f"train.lr={RATES['mamba4rec']} {THREE} model.dropout=0.3",
+    "sasrec": f"train.lr={RATES['sasrec']} model.norm=post model.dropout=0.2",
 }
 
 
 def _told(seconds: int, seeds: tuple[int, ...]) -> list[str]:
     """Both models as they were chosen before, with a learned term for what a user has had."""
-    shared = f"{_EQUAL} {_REPLAY} train.max_tokens=25600 train.seconds={seconds} {_SEEN}"
-    return [line for seed in seeds for line in _both("ml-1m", "seen", {str(seed): ""}, _PREFERRED, shared, seed)]
+    shared = f"{EQUAL} {REPLAY} train.max_tokens=25600 train.seconds={seconds} {_SEEN}"
+    return [line for seed in seeds for line in both("ml-1m", "seen", {str(seed): ""}, _PREFERRED, shared, seed)]
 
 
 def _sports_more(group: str, seconds: int, seed: int) -> list[str]:
     """ "own": drawn negatives and less dropout, as SASRec+SS. "seen": what won on Beauty, with the learned term."""
-    shared = f"{_SHOP} data.file={SETS['sports']}.txt.gz"
+    shared = f"{SHOP} data.file={SETS['sports']}.txt.gz"
     shared = " ".join(f"train.seconds={seconds}" if w.startswith("train.seconds=") else w for w in shared.split())
     if group == "seen":
-        return _both("sports", group, {str(seed): f"{_REPLAY} {_SEEN}"}, _WON["beauty"], shared, seed)
+        return both("sports", group, {str(seed): f"{REPLAY} {_SEEN}"}, _WON["beauty"], shared, seed)
     drawn = "task.loss=sampled-softmax task.negatives=256 model.dropout=0.3 train.max_tokens=8192"
-    return _both("sports", group, {str(seed): drawn}, {"mamba4rec": "", "sasrec": "model.norm=post"}, shared, seed)
+    return both("sports", group, {str(seed): drawn}, {"mamba4rec": "", "sasrec": "model.norm=post"}, shared, seed)
 
 
 def third(limit: int = 360) -> list[str]:
@@ -244,7 +244,7 @@ def third(limit: int = 360) -> list[str]:
         *_told(limit - 95, (0, 1, 2)),
         *_sports_more("own", limit // 3, 0),
         *_sports_more("seen", limit // 4, 0),
-        *(f"{line} {_REPLAY}" for line in shops),
+        *(f"{line} {REPLAY}" for line in shops),
         *_sports_more("own", limit // 3, 1),
         *_sports_more("seen", limit // 4, 1),
         *_sports_more("seen", limit // 4, 2),
@@ -266,7 +266,7 @@ LISTS: dict[str, list[str]] = {
         *_sports(90),
         f"beauty/mamba4rec/faithful/0={_BEAUTY} seed=0",
         f"beauty/mamba4rec/faithful/1={_BEAUTY} seed=1",
-        *_deep(220, (0, 1)),
+        *deep(220, (0, 1)),
         *_baselines("beauty", 60),
         *_sports_finals(110, (0, 1, 2)),
         f"beauty/mamba4rec/faithful/2={_BEAUTY} seed=2",
@@ -305,7 +305,7 @@ LISTS: dict[str, list[str]] = {
         f"ml-1m/gru4rec/untuned/0=ml-1m {_ML} model=gru4rec model.d_model=128 model.d_hidden=256"
         " model.dropout=0.3 seed=0",
         "ml-1m/mamba4rec/ssd/0=@ml-1m/mamba4rec/tune* model.mixer=ssd seed=0",
-        f"beauty/gru4rec/untuned/0=beauty {_SHOP} data.file=Beauty.txt.gz"
+        f"beauty/gru4rec/untuned/0=beauty {SHOP} data.file=Beauty.txt.gz"
         " model=gru4rec model.d_model=64 model.d_hidden=256 model.dropout=0.5 seed=0",
         "beauty/mamba4rec/ssd/0=@beauty/mamba4rec/tune* model.mixer=ssd seed=0",
     ],
@@ -315,8 +315,8 @@ LISTS: dict[str, list[str]] = {
         for name, preset, more in (
             ("ml-mamba", "ml-1m", _ML),
             ("ml-sasrec", "ml-1m-sasrec", _ML),
-            ("beauty-mamba", "beauty", f"{_SHOP} data.file=Beauty.txt.gz"),
-            ("beauty-sasrec", "beauty-sasrec", f"{_SHOP} data.file=Beauty.txt.gz task.loss=gbce"),
+            ("beauty-mamba", "beauty", f"{SHOP} data.file=Beauty.txt.gz"),
+            ("beauty-sasrec", "beauty-sasrec", f"{SHOP} data.file=Beauty.txt.gz task.loss=gbce"),
             ("faithful", "ml-1m-faithful", "share=14"),
         )
     ],
