@@ -36,20 +36,23 @@ of trials, one seed each, and the same seconds a trial (MovieLens-1M 115, Beauty
 every seed (215, 75, and 60 on the other sets). Sports, Toys and Video Games were trained with what won on Beauty.
 *Second session*: 31 trainings on one H200 which they shared with three trainings on graphs and, for about 400 of 513 s,
 with GPU tests that took slices of its time; steps replayed as CUDA graphs (`task.capture`) but for GRU4Rec (fp32), the
-cloze model and those as released. *Deep*: three layers with norms behind and dropout .3 for both models, one seed,
-150 s. *Chosen unmasked*: epoch and trial by NDCG@10 with every film ranked, 230 s (the released layers at every
-position 200); Mamba4Rec had three such trials, SASRec two. Sports: two trials of each, 60 s. GRU4Rec, LRURec, the cloze
-model and the SSD mixer: two trials each (MovieLens-1M 95 s, Beauty 45), the better one on validation is shown; the
-cloze model's epoch and trial are chosen unmasked. `--list second` is longer: what there was no time for was cut or left
-out. *Third session*: 12 trainings in 302 s, eight at a time on one H200 beside two trainings on proteins. *With a
-learned seen term* (`model.seen=bias`): one weight on the scores of what the user has had, learnt with all else;
-MovieLens-1M 235 s, steps replayed, Mamba4Rec as deep, SASRec with two layers, norms behind and dropout .2; Sports 82 s,
-what won on Beauty. *Drawn negatives*: sampled softmax, 256 a prediction, dropout .3, 110 s. Toys' seed 2: 55 s, steps
-replayed. *Fourth session*: seed 2 of Video Games, both models at once in 79 s on an H200, and beside them MovieLens-1M
-as released in bf16, seed 0, alone on that GPU after its first 100 s, until its patience ended it. Mean ± standard
-deviation (n - 1) over as many seeds as the table says; a star marks a training that the time limit cut.
-*s a training*: on the clock, beside the other trainings. Published rows: as printed by their authors, from other
-harnesses.
+cloze model and those as released. *Chosen unmasked*: epoch and trial by NDCG@10 with every film ranked, 230 s (the
+released layers at every position 200); Mamba4Rec had three such trials, SASRec two. Sports: two trials of each, 60 s.
+The first trials of GRU4Rec, LRURec, the cloze model (chosen unmasked) and the SSD mixer: two each (MovieLens-1M 95 s,
+Beauty 45). `--list second` is longer: what there was no time for was cut or left out. *Third session*: 12 trainings in
+302 s, eight at a time on one H200 beside two trainings on proteins. *With a learned seen term* (`model.seen=bias`): one
+weight on the scores of what the user has had, learnt with all else; MovieLens-1M 235 s, steps replayed, Mamba4Rec as
+deep, SASRec with two layers, norms behind and dropout .2; Sports 82 s, what won on Beauty. *Drawn negatives*: sampled
+softmax, 256 a prediction, dropout .3, 110 s. Toys' seed 2: 55 s, steps replayed. *Fourth session*: seed 2 of Video
+Games, both models at once in 79 s on an H200, and beside them MovieLens-1M as released in bf16, seed 0, alone on that
+GPU after its first 100 s, until its patience ended it. *Fifth session*: two H200s, three times, a list a GPU: `wide`
+and `equal`, 10 at a time each; `table`, 12, of which 4 ran out of memory, and `equal-finals`, 14, of which two did;
+`table-finals`, 9, and `released` with what of `equal-finals` had shared its GPU with too many, 5 beside the three as
+released, stopped after 568 s and gone on with for 197. *Deep*: three layers with norms behind and dropout .3 for both
+models, 150 s. *Wide, dropout on the item table*: what won among all trials on Sports for each model, spelt out as
+`wide-chosen`; Sports 90 s, the others 75 s. *SSD mixer* on MovieLens-1M: as deep, at 1.4e-3; on Beauty as strong. Mean
+± standard deviation (n - 1) over as many seeds as the table says; a star marks a training that the time limit cut. *s a
+training*: on the clock, beside the other trainings. Published rows: as printed by their authors, from other harnesses.
 
 ```
 python benchmarks/recommendation/train_gpu.py --list faithful tune --data DATA --out TUNING --limit 368 --jobs 10 --mps
@@ -57,6 +60,14 @@ python benchmarks/recommendation/train_gpu.py --list chosen --data DATA --out FI
 python benchmarks/recommendation/train_gpu.py --run "NAME=WORDS" ... --data DATA --out SECOND --limit 540 --jobs 7 --mps
 python benchmarks/recommendation/train_gpu.py --run "NAME=WORDS" ... --data DATA --out THIRD --limit 330 --mps
 python benchmarks/recommendation/train_gpu.py --run "NAME=WORDS" ... --data DATA --out VIDEO --limit 130 --jobs 2 --mps
+python benchmarks/recommendation/train_gpu.py --list wide --data DATA --out WIDE --limit 492 --jobs 10 --mps
+python benchmarks/recommendation/train_gpu.py --list equal --data DATA --out EQUAL --limit 492 --jobs 10 --mps
+python benchmarks/recommendation/train_gpu.py --list table --data DATA --work W0 --out TABLE --limit 340 --jobs 12 --mps
+python benchmarks/recommendation/train_gpu.py --list equal-finals --data DATA --out EQ --limit 340 --jobs 14 --mps
+python benchmarks/recommendation/train_gpu.py --list table-finals --data DATA --work W0 --out T --limit 568 \\
+    --jobs 9 --mps
+python benchmarks/recommendation/train_gpu.py --list released equal-finals --only "$AGAIN" --data DATA --out R \\
+    --limit 568 --jobs 5 --mps   # AGAIN='(faithful|deep|final-ssd|beauty|ml-1m/gru4rec/final/1)'
 seqgraph train ml-1m-faithful --data-root DATA data.file=ml-1m.txt.gz train.precision=bf16 seed=0 -o RELEASED
 python benchmarks/recommendation/epoch_gpu.py --data DATA --seconds 16 --steps 6 --epochs 6 --out rec-epoch.json
 python benchmarks/recommendation/serving.py --part step topk memory --device cuda --seconds 0.15
@@ -67,12 +78,13 @@ the trials by itself; `chosen` spells them out. Every run's name, words and figu
 exact NAME and WORDS of SECOND's, THIRD's and VIDEO's runs are there. RELEASED was judged afterwards, in fp32 as all
 others are. Three runs as released that had been stopped after 5 epochs are left out; SECOND's stand there. THIRD had
 the words of `third(330)` in `train_lists.py` (`--list third` gives more seconds), as many as began. `report.py` makes
-this page of those runs and of [the comparisons](STEM-intervals.json), and adds what further folders hold. These runs'
-own folders, with each user's rank, are gone, so their comparisons cannot be made again. Nor are the digits after the
-fifth left of their NDCG and MRR; where the fourth hung on them, those of the JSON were set so that it comes out here
-as it did when they were there.
-The presets `ml-1m`, `ml-1m-sasrec`, `beauty`, `beauty-sasrec`, `sports`, `toys` and `video-games` have these settings,
-with about the epochs that were done in place of the clock: `seqgraph train ml-1m --data-root DATA seed=0,1,2`.
+this page of those runs and of [the comparisons](STEM-intervals.json), and adds what further folders hold. The runs' own
+folders, with each user's rank, are not kept, so comparisons cannot be made again. Of the first four sessions' NDCG and
+MRR the digits after the fifth are gone; where the fourth hung on them, those in the JSON were set so that it comes out
+here as it did when they were there.
+The presets `ml-1m`, `ml-1m-sasrec`, `beauty` and `beauty-sasrec` have the strong settings, `sports`, `toys` and
+`video-games` the wide ones, with about the epochs that were done in place of the clock: `seqgraph train ml-1m
+--data-root DATA seed=0,1,2`. Wide on Beauty: `seqgraph train toys data.file=Beauty.txt.gz --data-root DATA`.
 """
 
 

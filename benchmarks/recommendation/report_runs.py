@@ -24,9 +24,9 @@ SETS = {
     "toys": "Amazon Toys and Games (19,412 users, 11,924 items)",
     "video-games": "Amazon Video Games (24,303 users, 10,672 items)",
 }
-TRIED = ("tune*", "all", "ssd")
+TRIED = ("tune*", "all", "ssd", "equal*", "loss", "wide", "wide-2", "table", "table-2", "table-3")
 """Groups of trials: one seed each, of which the best on validation is shown."""
-SETTINGS = ("strong", "deep", "seen", "own", "best", "all", "faithful")
+SETTINGS = ("strong", "deep", "item-dropout", "seen", "own", "best", "all", "faithful")
 """In which Mamba4Rec is compared with SASRec."""
 
 DIGITS = 7
@@ -82,7 +82,7 @@ def of(runs: Runs, data: str, model: str, kind: str) -> Rows:
     """The runs of one row: a seed each, or the best trial; of the strong setting the trials while nothing is final."""
     found = [row for name, row in sorted(runs.items()) if name.startswith(f"{data}/{model}/")]
     if kind == "best":  # of what had several candidates, by the mean of their validation figures
-        several = [rows for one in ("deep", "strong", "own") if (rows := of(runs, data, model, one))]
+        several = [rows for one in ("deep", "item-dropout", "strong", "own") if (rows := of(runs, data, model, one))]
         return max(several, key=lambda rows: statistics.mean(map(picked, rows))) if len(several) > 1 else []
     group = [row for row in found if group_of(row) == ("final" if kind == "strong" else kind)]
     if (kind == "strong" and not group) or kind in TRIED or kind == "tune":

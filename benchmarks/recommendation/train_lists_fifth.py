@@ -169,6 +169,21 @@ def table_finals(data: str, seconds: int, seeds: tuple[int, ...]) -> list[str]:
     return [f"{data}/{m}/item-dropout/{s}=@sports/{m}/table* {more} seed={s}" for s in seeds for m in MODELS]
 
 
+_WON_WIDE = {
+    "mamba4rec": "beauty model.dropout=0.6 model.item_dropout=0.3 train.ema=0.999",
+    "sasrec": "beauty-sasrec model.norm=post model.dropout=0.6 model.item_dropout=0.5 model.n_layers=2",
+}
+
+
+def wide_chosen(data: str, seconds: int, seeds: tuple[int, ...]) -> list[str]:
+    """The same, with what won spelt out."""
+    shared = (
+        f"{EQUAL} {REPLAY} data.file={SETS[data]}.txt.gz train.eval_tokens=65536 train.max_tokens=1024 train.lr=1e-3"
+        f" model.d_model=256 train.seconds={seconds} train.eval_every=3 task.loss=softmax train.weight_decay=0.5"
+    )
+    return [f"{data}/{m}/item-dropout/{s}={_WON_WIDE[m]} {shared} seed={s}" for s in seeds for m in MODELS]
+
+
 def films(seconds: int) -> list[str]:
     """The same means on MovieLens-1M, around each model's best there."""
     shared = f"{EQUAL} {REPLAY} train.max_tokens=25600 train.seconds={seconds} {THREE} model.dropout=0.3"
@@ -233,6 +248,10 @@ FIFTH: dict[str, list[str]] = {
             for data in ("beauty", "toys", "video-games")
             for line in table_finals(data, 75, (s,))
         ),
+    ],
+    "wide-chosen": [
+        *wide_chosen("sports", 90, (0, 1, 2)),
+        *(line for data in ("beauty", "toys", "video-games") for line in wide_chosen(data, 75, (0, 1, 2))),
     ],
     "released": [
         *(f"ml-1m/mamba4rec/faithful-bf16/{s}={_RELEASED} seed={s} share=100" for s in (1, 2)),

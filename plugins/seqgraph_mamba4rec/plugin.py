@@ -122,9 +122,9 @@ def seqgraph_presets() -> Iterator[Preset]:
         ("ml-1m-faithful", "Mamba4Rec as released on MovieLens-1M; needs data.root."),
         ("ml-1m-sasrec", "SASRec in the strong setting on MovieLens-1M; needs data.root."),
         ("beauty", "Mamba4Rec in the strong setting on Amazon Beauty; needs data.root."),
-        ("sports", "Mamba4Rec in the strong setting on Amazon Sports and Outdoors; needs data.root."),
-        ("toys", "Mamba4Rec in the strong setting on Amazon Toys and Games; needs data.root."),
-        ("video-games", "Mamba4Rec in the strong setting on Amazon Video Games; needs data.root."),
+        ("sports", "Mamba4Rec, wide, in the strong setting on Amazon Sports and Outdoors; needs data.root."),
+        ("toys", "Mamba4Rec, wide, in the strong setting on Amazon Toys and Games; needs data.root."),
+        ("video-games", "Mamba4Rec, wide, in the strong setting on Amazon Video Games; needs data.root."),
         ("beauty-sasrec", "SASRec in the strong setting on Amazon Beauty; needs data.root."),
         ("bimamba4rec", "Bidirectional Mamba trained by cloze; needs data.root."),
     ):
