@@ -119,7 +119,7 @@ class Case:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.half):
             if self.padded:
                 hidden = self.task.model(batch.stream).values[batch.at]
-                loss = softmax_loss(hidden, self.task.model.item_embedding.weight, batch.target)  # type: ignore
+                loss = softmax_loss(hidden, self.task.model.tied_vectors(), batch.target)  # type: ignore
             else:
                 loss = self.task.training_step(batch)["loss"]
         loss.backward()

@@ -80,8 +80,7 @@ others are. Three runs as released that had been stopped after 5 epochs are left
 the words of `third(330)` in `train_lists.py` (`--list third` gives more seconds), as many as began. `report.py` makes
 this page of those runs and of [the comparisons](STEM-intervals.json), and adds what further folders hold. The runs' own
 folders, with each user's rank, are not kept, so comparisons cannot be made again. Of the first four sessions' NDCG and
-MRR the digits after the fifth are gone; where the fourth hung on them, those in the JSON were set so that it comes out
-here as it did when they were there.
+MRR five digits are left, of their intervals four: a mean's last digit here may be one off.
 The presets `ml-1m`, `ml-1m-sasrec`, `beauty` and `beauty-sasrec` have the strong settings, `sports`, `toys` and
 `video-games` the wide ones, with about the epochs that were done in place of the clock: `seqgraph train ml-1m
 --data-root DATA seed=0,1,2`. Wide on Beauty: `seqgraph train toys data.file=Beauty.txt.gz --data-root DATA`.
@@ -136,6 +135,8 @@ def main() -> None:
     parser.add_argument("--serving", type=Path, default=HERE / "results" / "serving-h100.md")
     parser.add_argument("-o", "--output", type=Path, default=HERE.parent / "results" / "recommendation.md")
     options = parser.parse_args()
+    if options.drop and not options.folders:
+        parser.error("--drop leaves out what is older than a folder: name one")
     output, stem = options.output, options.output.stem
     kept, held = (output.with_name(f"{stem}-{what}.json") for what in ("runs", "intervals"))
     runs, ranks, changed = read(kept, options.folders, options.drop)

@@ -44,13 +44,12 @@ def read(path: Path, folders: list[Path], drop: str = "") -> tuple[Runs, Ranks, 
     before: Runs = {row["name"]: row for row in rows_of(path)}
     runs, ranks = dict(before), Ranks()
     for folder in folders:
-        new = {row["name"]: kept(row) for row in rows_of(folder / "runs.json")}
+        new = {row["name"]: kept(row) for row in json.loads((folder / "runs.json").read_text())}
         gone = {name for name in runs if name in new or (drop and folder == folders[-1] and re.search(drop, name))}
         ranks = {name: found for name, found in ranks.items() if name.rpartition("/")[0] not in gone}
         runs = {name: row for name, row in runs.items() if name in new or name not in gone} | new
-        if (folder / "ranks.npz").exists():
-            with np.load(folder / "ranks.npz") as found:
-                ranks |= {name: found[name] for name in found}
+        with np.load(folder / "ranks.npz") as found:
+            ranks |= {name: found[name] for name in found}
     return runs, ranks, {name for name, row in before.items() if runs.get(name) != row}
 
 

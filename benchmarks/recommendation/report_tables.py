@@ -169,8 +169,11 @@ def comparisons(runs: Runs, rows: Rows) -> Iterator[str]:
                     f"| {row['difference']:+.4f} | {row['low']:+.4f} to {row['high']:+.4f} "
                     f"| {row['p']} | {' and '.join(map(str, row['seeds']))} |"
                 )
-    have = {(row["data"], row["setting"]) for row in rows}
-    if bare := [f"{data}, {CALLED.get(kind, kind)}" for data, kind, _ in pairs(runs) if (data, kind) not in have]:
+    have = [(row["data"], row["setting"]) for row in rows]
+    full = len(KINDS) * len(PROTOCOLS)
+    if bare := [
+        f"{data}, {CALLED.get(kind, kind)}" for data, kind, _ in pairs(runs) if have.count((data, kind)) < full
+    ]:
         yield f"\nNot compared, since the users' ranks of some of their runs are gone: {'; '.join(bare)}."
 
 
@@ -184,6 +187,7 @@ def trials(runs: Runs) -> Iterator[str]:
         own = [[w for w in row["words"] if not w.startswith("seed=")] for row in rows]
         shared = [w for w in own[0] if all(w in words for words in own)]
         name = NAMES[model] + (", SSD mixer" if pattern == "ssd" else "")
+        name += "" if pattern in ("tune*", "all", "ssd") else f", {pattern.rstrip('*')}"
         name += ", chosen unmasked" if not any(row["picked_by"].endswith("-unseen") for row in rows) else ""
         yield f"\n**{data}, {name}**, {len(rows)} trials of `{' '.join(shared)}`\n"
         yield "| trial | validation | epochs (best) | settings |\n|---|---|---|---|"

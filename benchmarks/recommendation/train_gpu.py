@@ -144,6 +144,8 @@ class Keeper:
             if time.monotonic() < self.stop_at:
                 while self._begin_one():
                     pass
+                if not any(worker.job for worker in self.workers):
+                    break  # what waits is too long, or waits for what is not in this list
             elif not told:
                 told = True
                 for worker in self.workers:

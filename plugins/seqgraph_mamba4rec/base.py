@@ -27,7 +27,7 @@ class NextItemModel(Recommender, nn.Module):
         placement: "post" norms the embedding after its dropout, "pre" the last layer's output.
         max_length: the longest history that the model can read; None for any.
         seen: whether the scores of items that the user has had get a learnt weight more: "none", "bias" or "recency".
-        item_dropout: on the item vectors that the scores are tied to: see :meth:`item_vectors`.
+        item_dropout: on the item vectors that the scores are tied to: see :meth:`tied_vectors`.
 
     Attributes:
         assets: what :meth:`recommend` needs: "item_ids" (raw id of each row), "titles" (raw id to title),
@@ -92,8 +92,8 @@ class NextItemModel(Recommender, nn.Module):
         """The first layer's input, (T, D)."""
         return self.norm(self.dropout(self.item_embedding(stream.values)))
 
-    def item_vectors(self) -> Tensor:
-        """The vectors that the scores are tied to, (V, D).
+    def tied_vectors(self) -> Tensor:
+        """The item vectors that a loss compares read-outs with, (V, D).
 
         In training a share ``item_dropout`` of their entries is zero, drawn anew each time, and the rest is scaled up:
         with few events an item, a wide table is soon learnt by heart. RecTools' SASRec does so (item_net.py).

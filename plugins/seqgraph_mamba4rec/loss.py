@@ -18,7 +18,8 @@ ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, slice], Tensor]
 had, and which chunk it is."""
 
 _ITEMS_A_DRAW = 64
-"""So many items' logits move as many bytes, through a product and a softmax, as one item's vector of 64 fetched."""
+"""So many items' logits move as many bytes, through a product and a softmax, as one item's vector of 64 fetched; for
+wider vectors it would be more. Reckoned, not measured."""
 
 
 def softmax_loss(
@@ -161,7 +162,9 @@ def _chunked(
     had: Had | None,
 ) -> Tensor:
     many, wide = weight.shape
-    rows = max(1, budget // (8 * many if _all_at_once(hidden, many, negatives) else 4 * wide * (negatives + 1)))
+    # Of all logits two copies; of a draw its vector, or else its place twice, whether it is right, and three logits.
+    drawn = (negatives + 1) * (32 if _all_at_once(hidden, many, negatives) else 4 * wide)
+    rows = max(1, budget // (drawn + (8 * many if _all_at_once(hidden, many, negatives) else 0)))
     with torch.autocast(hidden.device.type, enabled=False):
         weights = None if had is None else had.weights
         return _ChunkedLoss.apply(loss, _wide(hidden), _wide(weight), target, rows, count, weights)

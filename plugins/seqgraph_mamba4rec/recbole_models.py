@@ -65,7 +65,7 @@ class _Ours(SequentialRecommender):
     def calculate_loss(self, interaction: Any) -> Tensor:
         """Mean cross-entropy over all items."""
         users = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        return softmax_loss(users, self.net.item_vectors(), interaction[self.POS_ITEM_ID] - 1)
+        return softmax_loss(users, self.net.tied_vectors(), interaction[self.POS_ITEM_ID] - 1)
 
     def predict(self, interaction: Any) -> Tensor:
         """The score of one item each, (B,)."""

@@ -33,7 +33,7 @@ class NextItem(Task):
     answer different questions and must not stand in one column.
 
     Args:
-        model: encodes a stream of item ids to vectors (T, D) and has ``item_vectors()``.
+        model: encodes a stream of item ids to vectors (T, D) and has ``tied_vectors()``.
         k: length of the lists that are judged, one or several; the first picks the best epoch.
         select_by: the ranking on the validation events that picks the best epoch: of "all" items, or of the
             "unseen" ones.
@@ -159,7 +159,7 @@ class NextItem(Task):
 
     def _items(self) -> Tensor:
         """The item vectors that the softmax is tied to, (V, D)."""
-        return cast(Tensor, cast(Any, self.model).item_vectors())
+        return cast(Tensor, cast(Any, self.model).tied_vectors())
 
     def metrics(self) -> dict[str, Metric]:
         """``{HR,NDCG,MRR}@k`` and, with ``lists``, ``{coverage,novelty}@k``; each with ``-unseen`` too."""

@@ -344,7 +344,7 @@ def test_item_dropout_is_on_what_the_scores_are_tied_to_in_training_alone(make):
     torch.manual_seed(0)
     model = make(3000, d_model=16, dropout=0.0, item_dropout=0.25)
     table = model.item_embedding.weight
-    first, second = model.item_vectors(), model.item_vectors()
+    first, second = model.tied_vectors(), model.tied_vectors()
     assert abs((first == 0).float().mean() - 0.25) < 0.01 and not torch.equal(first, second)
     torch.testing.assert_close(first[first != 0], table[first != 0] / 0.75)
     stream = TokenStream.from_ragged(histories(9, 4))
@@ -352,5 +352,19 @@ def test_item_dropout_is_on_what_the_scores_are_tied_to_in_training_alone(make):
     assert torch.equal(model(stream).values, same)  # the read-outs have the dropout of their own alone
     assert not torch.equal(task._loss(same, stream.values), task._loss(same, stream.values))
     model.eval()
-    assert model.item_vectors() is table or torch.equal(model.item_vectors(), table)
-    assert torch.equal(model.scores(same), same @ table.T)
+    assert torch.equal(model.tied_vectors(), table) and torch.equal(model.scores(same), same @ table.T)
+
+
+@pytest.mark.parametrize("make", [Mamba4Rec, SASRec])
+def test_lists_of_a_model_in_training_are_those_of_one_that_is_not(make):
+    torch.manual_seed(0)
+    model = make(200, d_model=16, item_dropout=0.5)
+    model.assets = {"item_ids": [f"i{n}" for n in range(200)]}
+    found = []
+    for training in (False, True, True):
+        model.train(training)
+        lists = [model.recommend([["i3", "i7"], ["i9"]], k=5)]
+        if make is Mamba4Rec:
+            lists.append(model.recommend_from(model.user_states([["i3", "i7"], ["i9"]]), k=5))
+        found.append(lists)
+    assert found[0] == found[1] == found[2]

@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import sys
+import time
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +109,14 @@ def test_what_won_is_what_the_finals_had(runner):
         assert ran.train.model_copy(update=clock) == said.train.model_copy(update=clock)
 
 
+def test_a_list_ends_where_nothing_of_it_can_begin(runner, tmp_path, capsys):
+    """A configuration that is in no list and not in WORK, and one that takes longer than is left."""
+    jobs = [runner.Job("a/m/final/0", ["@a/m/tune"]), runner.Job("a/m/long/0", ["ml-100k", "train.seconds=999"])]
+    options = SimpleNamespace(jobs=2, set=[], data=tmp_path, out=tmp_path)
+    runner.Keeper(jobs, tmp_path, options, {}, time.monotonic() + 60).keep()
+    assert "not begun: a/m/final/0, a/m/long/0" in capsys.readouterr().out
+
+
 def test_a_trial_is_picked_by_validation(kept):
     def row(name, valid, test):
         task = {"k": [10, 1], "select_by": "unseen", "select_metric": "NDCG"}
@@ -177,6 +187,14 @@ def test_the_committed_page_is_what_the_runs_beside_it_make(monkeypatch, tmp_pat
     assert all(": not compared, " in line for line in capsys.readouterr().err.splitlines())  # and none is another
     for name in names:
         assert (tmp_path / name).read_text() == (RESULTS / name).read_text(), f"run report.py for {name}"
+
+
+def test_a_folder_that_is_not_there_is_no_folder_without_runs(monkeypatch, tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        report_main(monkeypatch, tmp_path / "nowhere", "-o", tmp_path / "x.md")
+    with pytest.raises(SystemExit):
+        report_main(monkeypatch, "--drop", "deep", "-o", tmp_path / "x.md")
+    assert "name one" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_comparison_goes_with_the_ranks_it_was_made_of(monkeypatch, tmp_path, capsys):

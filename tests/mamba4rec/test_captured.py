@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from itertools import product
 
 import pytest
 import torch
 
 from seqgraph.errors import ConfigError
 from seqgraph.stream import TokenStream
+from seqgraph_mamba4rec import loss as losses
 from seqgraph_mamba4rec.captured import Captured, Filled, Recorded, size_of
 from seqgraph_mamba4rec.gru4rec import GRU4Rec
 from seqgraph_mamba4rec.histories import HistoryBatch
@@ -26,6 +28,7 @@ MODELS = {
     "lru": lambda: LRURec(ITEMS, d_model=16, dropout=0.0),
     "seen": lambda: Mamba4Rec(ITEMS, d_model=16, d_state=8, dropout=0.0, seen="recency"),
 }
+RANDOM = MODELS | {"dropped": lambda: Mamba4Rec(ITEMS, d_model=16, d_state=8, dropout=0.0, item_dropout=0.3)}
 
 
 def batch(lengths, seed=0, device="cpu"):
@@ -37,7 +40,7 @@ def batch(lengths, seed=0, device="cpu"):
 
 def task(name, **options):
     torch.manual_seed(1)
-    return NextItem(MODELS[name](), **options)
+    return NextItem(RANDOM[name](), **options)
 
 
 def of(module):
@@ -109,7 +112,8 @@ def test_prefixes_are_filled_up_to_sizes_of_their_own(name):
 
 @pytest.mark.parametrize("name", ["s6", "seen"])
 @pytest.mark.parametrize("loss", ["sampled-softmax", "gbce"])
-def test_losses_over_drawn_items_count_the_batch_alone(name, loss, monkeypatch):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_losses_over_drawn_items_count_the_batch_alone(name, loss, at_once, monkeypatch):
     """What each prediction draws depends on its place, so that both draw the same for the batch's own."""
 
     def places(high, size, device):
@@ -118,6 +122,7 @@ def test_losses_over_drawn_items_count_the_batch_alone(name, loss, monkeypatch):
     one, batches = task(name, loss=loss, negatives=9), (batch([70, 30, 1, 40, 70]), batch([66, 5, 9, 2, 60], seed=3))
     captured = Captured(one._counted, one.parameters())
     monkeypatch.setattr(torch, "randint", places)
+    monkeypatch.setattr(losses, "_all_at_once", lambda *given: at_once)
     for given in batches:
         room = Filled.empty(size_of(given.stream), torch.device("cpu"))
         room.fill(given.stream, given.target)
@@ -277,16 +282,19 @@ def test_replays_train_as_steps_do(name, half):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["s6", "sasrec", "seen"])
-@pytest.mark.parametrize("loss", ["sampled-softmax", "gbce"])
-def test_replays_draw_items_anew(name, loss):
-    """The recorded step draws other items each time, and their losses are those of plain steps on average."""
+@pytest.mark.parametrize("name", ["s6", "sasrec", "seen", "dropped"])
+@pytest.mark.parametrize(("loss", "at_once"), [("softmax", True), *product(("sampled-softmax", "gbce"), (False, True))])
+def test_replays_draw_anew(name, loss, at_once, monkeypatch):
+    """The recorded step draws or drops other items each time: its losses are those of plain steps on average."""
+    if loss == "softmax" and name != "dropped":
+        pytest.skip("nothing is drawn")
+    monkeypatch.setattr(losses, "_all_at_once", lambda *given: at_once)
     given, found = batch([64, 40, 64, 20], device="cuda"), []
     for capture in (False, True):
         one = task(name, loss=loss, negatives=8, capture=capture).cuda()
-        losses = torch.stack([one.training_step(given)["loss"].detach() for _ in range(200)])[10:]
+        values = torch.stack([one.training_step(given)["loss"].detach() for _ in range(200)])[10:]
         assert capture == bool(one._captured and one._captured.graphs)
-        assert len(losses.unique()) > 150
-        found.append(losses)
+        assert len(values.unique()) > 150
+        found.append(values)
     error = sum(each.var() / len(each) for each in found).sqrt()
     assert abs(found[0].mean() - found[1].mean()) < 5 * error

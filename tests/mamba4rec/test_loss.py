@@ -125,6 +125,23 @@ def test_all_items_logits_at_once_give_the_same_as_the_drawn_ones(monkeypatch, l
     torch.testing.assert_close(*found, atol=1e-12, rtol=1e-10)
 
 
+@pytest.mark.parametrize("loss", [softmax_loss, sampled_softmax_loss, gbce_loss])
+@pytest.mark.parametrize("budget", [1, 700, 1 << 20])
+@pytest.mark.parametrize("count", [0, 1, 17, 40])
+def test_those_behind_the_count_are_as_if_they_were_not_there(monkeypatch, loss, budget, count):
+    """In chunks too: what is drawn depends on the row alone."""
+    h, w, target = case()
+    drawn = torch.randint(11, (40, 3), generator=torch.Generator().manual_seed(1))
+    more = {} if loss is softmax_loss else {"negatives": 3}
+    fix_draws(monkeypatch, drawn)
+    ours = loss(h, w, target, budget=budget, count=torch.tensor(count), **more)
+    fix_draws(monkeypatch, drawn[:count])
+    theirs = loss(h[:count], w, target[:count], **more)
+    grads = [torch.autograd.grad(one, [h, w]) for one in (ours, theirs)]
+    torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-10)
+    torch.testing.assert_close(*grads, atol=1e-12, rtol=1e-10)
+
+
 @pytest.mark.parametrize("kind", ["softmax", "sampled", "gbce"])
 def test_nothing_to_predict_half_precision_and_autocast(kind):
     def run(h, w, target):
@@ -146,7 +163,7 @@ def test_nothing_to_predict_half_precision_and_autocast(kind):
     assert half.item() == pytest.approx(exact.item(), rel=0.02)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "sampled", "at once"])
+@pytest.mark.parametrize("kind", ["softmax", "sampled", "at once", "more draws than items"])
 def test_no_tensor_is_larger_than_the_budget(kind, monkeypatch):
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -162,12 +179,13 @@ def test_no_tensor_is_larger_than_the_budget(kind, monkeypatch):
 
     h, w, target = torch.randn(500, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True), torch.arange(500)
     budget = 1 << 16  # 500 x 1000 logits would be thirty times that
-    monkeypatch.setattr(losses, "_all_at_once", lambda *given: kind == "at once")
+    monkeypatch.setattr(losses, "_all_at_once", lambda *given: kind in ("at once", "more draws than items"))
+    negatives = 2000 if kind == "more draws than items" else 99
     with Largest() as seen:
         loss = (
             softmax_loss(h, w, target, budget=budget)
             if kind == "softmax"
-            else sampled_softmax_loss(h, w, target, negatives=99, budget=budget)
+            else sampled_softmax_loss(h, w, target, negatives=negatives, budget=budget)
         )
         loss.backward()
     assert 0 < seen.size <= budget

@@ -125,6 +125,29 @@ def test_our_models_train_under_recboles_trainer(world, name):
 
 
 @needs_recbole
+def test_their_trainer_has_dropout_on_the_item_table_too(world):
+    with repaired():
+        from recbole.config import Config
+        from recbole.data import create_dataset, data_preparation
+
+        from seqgraph_mamba4rec.recbole_models import SeqgraphMamba4Rec
+
+        config = Config(
+            model=SeqgraphMamba4Rec,
+            dataset="world",
+            config_dict=options(dropout=0.0, d_state=8, item_dropout=0.5, train_batch_size=512),
+        )
+        dataset = create_dataset(config)
+        train, *_ = data_preparation(config, dataset)
+        model = SeqgraphMamba4Rec(config, train.dataset)
+        (interaction,) = list(train)
+        assert model.net.item_dropout == 0.5 and model.net.training
+        first, second = (model.calculate_loss(interaction) for _ in range(2))
+        model.eval()
+        assert first != second and model.calculate_loss(interaction) == model.calculate_loss(interaction)
+
+
+@needs_recbole
 def test_run_recbole_finds_our_models_by_name_and_loads_its_checkpoint(world):
     with repaired(unpickle=True):
         from recbole.quick_start import load_data_and_model, run_recbole
