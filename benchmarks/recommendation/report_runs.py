@@ -28,6 +28,17 @@ TRIED = ("tune*", "all", "ssd", "equal*", "loss", "wide", "wide-2", "table", "ta
 """Groups of trials: one seed each, of which the best on validation is shown."""
 SETTINGS = ("strong", "deep", "item-dropout", "seen", "own", "best", "all", "faithful")
 """In which Mamba4Rec is compared with SASRec."""
+OTHERS = (
+    ("ml-1m", "SSD mixer less S6, deep", ("mamba4rec", "final-ssd"), ("mamba4rec", "deep")),
+    ("ml-1m", "Mamba4Rec, deep, less LRURec", ("mamba4rec", "deep"), ("lrurec", "strong")),
+    ("ml-1m", "Mamba4Rec, deep, less cloze", ("mamba4rec", "deep"), ("bimamba4rec", "strong")),
+    ("ml-1m", "Mamba4Rec, deep, less GRU4Rec", ("mamba4rec", "deep"), ("gru4rec", "strong")),
+    ("beauty", "SSD mixer less LRURec", ("mamba4rec", "final-ssd"), ("lrurec", "strong")),
+    ("beauty", "SSD mixer less cloze", ("mamba4rec", "final-ssd"), ("bimamba4rec", "strong")),
+    ("beauty", "SSD mixer less GRU4Rec", ("mamba4rec", "final-ssd"), ("gru4rec", "strong")),
+    ("beauty", "wide S6 less narrow SSD", ("mamba4rec", "item-dropout"), ("mamba4rec", "final-ssd")),
+)
+"""Data, what is compared, and model and setting of both sides."""
 
 DIGITS = 7
 Rows = list[dict[str, Any]]
@@ -101,21 +112,25 @@ def picked(row: dict[str, Any]) -> float:
 
 
 def pairs(runs: Runs) -> Iterator[tuple[str, str, tuple[list[str], list[str]]]]:
-    """Data, setting, and the names of Mamba4Rec's and SASRec's runs in it."""
+    """Data, setting, and the names of Mamba4Rec's and SASRec's runs in it; then those of ``OTHERS``."""
     shown: list[tuple[list[str], list[str]]] = []
     for data, setting in product(SETS, SETTINGS):
         mine, other = ([row["name"] for row in of(runs, data, m, setting)] for m in ("mamba4rec", "sasrec"))
         if mine and other and (mine, other) not in shown:  # the best of both may be a setting that both have
             shown.append((mine, other))
             yield data, setting, (mine, other)
+    for data, what, *both in OTHERS:
+        first, second = ([row["name"] for row in of(runs, data, *side)] for side in both)
+        if first and second:
+            yield data, what, (first, second)
 
 
 def compared(runs: Runs, ranks: Ranks, before: Rows, changed: set[str]) -> tuple[Rows, dict[str, list[str]]]:
-    """Mamba4Rec less SASRec in every pair, and the runs without ranks of the pairs that could not be compared.
+    """The first less the second of every pair, and the runs without ranks of the pairs that could not be compared.
 
     A comparison of ``before`` stays while it is of the same runs and none of them is among ``changed``.
     """
-    known = {_key(row): row for row in before if not changed & {*row["mamba4rec"], *row["sasrec"]}}
+    known = {_key(row): row for row in before if not changed & {*row["first"], *row["second"]}}
     rows: Rows = []
     missing: dict[str, list[str]] = {}
     for which, (data, setting, names) in product(("all", "unseen"), list(pairs(runs))):
@@ -133,7 +148,7 @@ def compared(runs: Runs, ranks: Ranks, before: Rows, changed: set[str]) -> tuple
     return rows, missing
 
 
-_KEY = ("data", "protocol", "metric", "mamba4rec", "sasrec")
+_KEY = ("data", "protocol", "metric", "first", "second")
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from itertools import product
 from typing import Any
 
-from report_runs import SETS, TRIED, Rows, Runs, group_of, of, pairs, picked
+from report_runs import SETS, SETTINGS, TRIED, Rows, Runs, group_of, of, pairs, picked
 
 from seqgraph_mamba4rec.ranking import KINDS
 
@@ -156,25 +156,33 @@ def speeds(found: dict[str, Any]) -> Iterator[str]:
 
 
 def comparisons(runs: Runs, rows: Rows) -> Iterator[str]:
-    """Mamba4Rec less SASRec, with intervals: a table a protocol; and what has none."""
+    """Differences with intervals, of Mamba4Rec and SASRec and of others: two tables a protocol; and what has none."""
     for which, protocol in zip(("all", "unseen"), PROTOCOLS.values(), strict=True):
         yield f"\n{protocol.capitalize()}:\n"
-        yield "| data | setting | metric | Mamba4Rec | SASRec | difference | 95 % interval | p | seeds |"
-        yield "|---|---|---|---|---|---|---|---|---|"
-        for row in rows:
-            if row["protocol"] == which:
-                setting = CALLED.get(row["setting"], row["setting"])
-                yield (
-                    f"| {row['data']} | {setting} | {row['metric']} | {row['a']:.4f} | {row['b']:.4f} "
-                    f"| {row['difference']:+.4f} | {row['low']:+.4f} to {row['high']:+.4f} "
-                    f"| {row['p']} | {' and '.join(map(str, row['seeds']))} |"
-                )
+        found = [row for row in rows if row["protocol"] == which]
+        yield from differences("Mamba4Rec | SASRec", [row for row in found if row["setting"] in SETTINGS])
+        yield ""
+        yield from differences("first | second", [row for row in found if row["setting"] not in SETTINGS])
     have = [(row["data"], row["setting"]) for row in rows]
     full = len(KINDS) * len(PROTOCOLS)
     if bare := [
         f"{data}, {CALLED.get(kind, kind)}" for data, kind, _ in pairs(runs) if have.count((data, kind)) < full
     ]:
         yield f"\nNot compared, since the users' ranks of some of their runs are gone: {'; '.join(bare)}."
+
+
+def differences(sides: str, rows: Rows) -> Iterator[str]:
+    """A table of them, if there are any."""
+    if rows:
+        yield f"| data | setting | metric | {sides} | difference | 95 % interval | p | seeds |"
+        yield "|---|---|---|---|---|---|---|---|---|"
+    for row in rows:
+        setting = CALLED.get(row["setting"], row["setting"])
+        yield (
+            f"| {row['data']} | {setting} | {row['metric']} | {row['a']:.4f} | {row['b']:.4f} "
+            f"| {row['difference']:+.4f} | {row['low']:+.4f} to {row['high']:+.4f} "
+            f"| {row['p']} | {' and '.join(map(str, row['seeds']))} |"
+        )
 
 
 def trials(runs: Runs) -> Iterator[str]:

@@ -21,12 +21,11 @@ _WIDE = {
     "gbce-p5": "task.loss=gbce task.negatives=256 model.dropout=0.5",
     "all-p5": "task.loss=softmax model.dropout=0.5",
 }
-# Around the best of those: depth, where the norms stand, history, negatives, decay, and what the mixer alone has.
+# Around the best of those: depth, where the norms stand, history, decay, and what the mixer alone has.
 _AROUND = {
     "layers": "model.n_layers=2",
     "pre": "model.norm=pre",
     "history": "data.max_history=100",
-    "negatives": "task.negatives=1024",
     "decay": "train.weight_decay=0.1",
 }
 _MIXER = {

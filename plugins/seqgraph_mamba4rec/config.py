@@ -133,6 +133,14 @@ class NextItemConfig(_Config):
     gbce_t: float = Field(0.75, ge=0, le=1, description="calibration of gbce")
     capture: bool = Field(False, description="replay training steps as CUDA graphs")
 
+    @model_validator(mode="after")
+    def _heard(self) -> NextItemConfig:
+        default = type(self).model_fields
+        for name, losses in (("negatives", ("sampled-softmax", "gbce")), ("gbce_t", ("gbce",))):
+            if self.loss not in losses and getattr(self, name) != default[name].default:
+                raise ValueError(f"{name} says nothing to loss={self.loss}; take loss={' or loss='.join(losses)}")
+        return self
+
     @field_validator("k")
     @classmethod
     def _lengths(cls, value: int | tuple[int, ...]) -> int | tuple[int, ...]:

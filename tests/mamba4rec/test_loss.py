@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from seqgraph.config import load_config
+from seqgraph.errors import ConfigError
 from seqgraph_mamba4rec import loss as losses
 from seqgraph_mamba4rec.loss import gbce_loss, sampled_softmax_loss, softmax_loss
 
@@ -189,3 +191,22 @@ def test_no_tensor_is_larger_than_the_budget(kind, monkeypatch):
         )
         loss.backward()
     assert 0 < seen.size <= budget
+
+
+@pytest.mark.parametrize(
+    ("words", "heard"),
+    [
+        (["task.negatives=7"], False),
+        (["task.gbce_t=0.2"], False),
+        (["task.loss=sampled-softmax", "task.gbce_t=0.2"], False),
+        (["task.loss=sampled-softmax", "task.negatives=7"], True),
+        (["task.loss=gbce", "task.negatives=7", "task.gbce_t=0.2"], True),
+        (["task.negatives=256"], True),  # what it is anyway: a run's own configuration says so
+    ],
+)
+def test_a_setting_that_the_loss_does_not_hear_is_refused(words, heard):
+    if heard:
+        load_config("ml-100k", words)
+    else:
+        with pytest.raises(ConfigError, match="says nothing to loss="):
+            load_config("ml-100k", words)
