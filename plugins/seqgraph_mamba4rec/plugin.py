@@ -126,6 +126,7 @@ def seqgraph_presets() -> Iterator[Preset]:
         ("toys", "Mamba4Rec, wide, in the strong setting on Amazon Toys and Games; needs data.root."),
         ("video-games", "Mamba4Rec, wide, in the strong setting on Amazon Video Games; needs data.root."),
         ("beauty-sasrec", "SASRec in the strong setting on Amazon Beauty; needs data.root."),
+        ("video-games-sasrec", "SASRec, wide, in the strong setting on Amazon Video Games; needs data.root."),
         ("bimamba4rec", "Bidirectional Mamba trained by cloze; needs data.root."),
     ):
         target = f"{_PACKAGE}:{name.replace('-', '_')}"

@@ -27,6 +27,7 @@ PUBLISHED = {
     "sports": (35_598, 18_357),
     "toys": (19_412, 11_924),
     "video-games": (24_303, 10_672),
+    "video-games-sasrec": (24_303, 10_672),
 }
 
 
